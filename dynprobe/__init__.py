@@ -1,0 +1,3 @@
+"""dynprobe: see what fine-tuning does to a transformer."""
+
+__version__ = "0.1.0"
