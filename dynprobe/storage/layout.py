@@ -1,0 +1,52 @@
+"""Names and limits of the run format: where each file lies, what it may hold. FORMAT.md says it in words."""
+
+import re
+from pathlib import Path
+
+FORMAT_VERSION = 1
+
+MANIFEST = "manifest.json"
+SCALARS = "scalars.jsonl"
+LOCK = ".writer.lock"
+PROBES = "probes"
+SNAPSHOTS = "snapshots"
+TEMPORARY_SUFFIX = ".tmp"
+
+META = "meta"
+META_DIGEST = "meta_sha256"
+
+# A file that needs more than this is none of ours; the reader refuses it before it allocates anything.
+MAX_DEPTH = 8
+MAX_OBJECTS = 100_000
+MAX_META_BYTES = 64 * 2**20
+MAX_MANIFEST_BYTES = 16 * 2**20
+
+_SNAPSHOT_NAME = re.compile(r"step-(\d{8,12})\.h5")
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+
+
+def snapshot_path(run: Path, step: int) -> Path:
+    """File of the snapshot of one step."""
+    return run / SNAPSHOTS / f"step-{step:08d}.h5"
+
+
+def probe_path(run: Path, name: str = "main") -> Path:
+    """File of one probe set."""
+    return run / PROBES / f"{name}.h5"
+
+
+def step_of(path: Path) -> int | None:
+    """Step that a snapshot file is named for, or ``None`` when it has another name.
+
+    Examples
+    --------
+    >>> step_of(Path("step-00000120.h5")), step_of(Path("step-00000120.h5.tmp"))
+    (120, None)
+    """
+    match = _SNAPSHOT_NAME.fullmatch(path.name)
+    return int(match.group(1)) if match else None
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether a name may be a component of a path: letters, digits, ``_ . -``, and never a way out of its folder."""
+    return _SAFE_NAME.fullmatch(name) is not None

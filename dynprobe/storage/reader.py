@@ -1,0 +1,199 @@
+"""Reading a file that may come from a stranger: only what the run format allows is opened.
+
+HDF5 can link to other files, declare terabytes, run filters and hold cycles. Our own files hold hard links, plain contiguous numbers
+and one JSON document, so everything else is refused before a value is read. This stops HDF5's features, not memory-safety bugs
+inside the HDF5 library.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+
+from dynprobe.errors import RunFormatError
+from dynprobe.storage.layout import (
+    FORMAT_VERSION,
+    MAX_DEPTH,
+    MAX_META_BYTES,
+    MAX_OBJECTS,
+    META,
+    META_DIGEST,
+)
+
+# What a damaged file makes h5py raise; all of them mean that the file is not readable.
+_H5PY_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
+
+
+class FileReader:
+    """Validated, read-only view of one file of a run.
+
+    Parameters
+    ----------
+    path
+        An HDF5 file written by :class:`dynprobe.storage.writer.FileWriter`.
+
+    Raises
+    ------
+    RunFormatError
+        When the file cannot be opened, was written by a later format, or holds anything the format does not allow.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = self._guard(lambda: h5py.File(path, "r", locking=False, rdcc_nbytes=0))
+        try:
+            self._datasets = dict(self._guard(lambda: list(_allowed_datasets(self._file, path))))
+            self.meta = self._read_meta()
+            self._check_against_meta()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "FileReader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; later reads fail."""
+        self._file.close()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all arrays, sorted."""
+        return tuple(sorted(set(self._datasets) - {META, META_DIGEST}))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._datasets and name not in (META, META_DIGEST)
+
+    def facts(self, name: str) -> Mapping[str, Any]:
+        """What the file says about one array: shape, dtype, sha256 and what its writer added."""
+        return self.meta["datasets"][name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one array, without reading it."""
+        return tuple(self._datasets[name].shape)
+
+    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        """One array, or some of its rows, as stored."""
+        dataset = self._datasets[name]
+        return self._guard(lambda: dataset[rows])
+
+    def is_intact(self, name: str) -> bool:
+        """Whether an array still has the sha256 that was stored when it was written."""
+        digest = hashlib.sha256()
+        for block in self._blocks(name):
+            digest.update(np.ascontiguousarray(block).tobytes())
+        return digest.hexdigest() == self.facts(name)["sha256"]
+
+    def _blocks(self, name: str, n_bytes: int = 2**24) -> Iterator[np.ndarray]:
+        dataset = self._datasets[name]
+        per_row = max(1, dataset.dtype.itemsize * int(np.prod(dataset.shape[1:], dtype=np.int64)))
+        rows = max(1, n_bytes // per_row)
+        for start in range(0, dataset.shape[0], rows):
+            yield self.read(name, slice(start, start + rows))
+
+    def _guard(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except RunFormatError:
+            raise
+        except _H5PY_ERRORS as error:
+            raise RunFormatError(
+                f"{self.path}: must be a complete dynprobe file; got {type(error).__name__}: {error}. "
+                "Run `dynprobe verify` on the run to see which files are intact"
+            ) from error
+
+    def _read_meta(self) -> dict[str, Any]:
+        for name, limit in ((META, MAX_META_BYTES), (META_DIGEST, 32)):
+            dataset = self._datasets.get(name)
+            if dataset is None or dataset.dtype != np.uint8 or dataset.ndim != 1 or dataset.size > limit:
+                raise RunFormatError(f"{self.path}: must hold `{name}`, at most {limit} bytes; got {dataset}")
+        text = self.read(META).tobytes()
+        if hashlib.sha256(text).digest() != self.read(META_DIGEST).tobytes():
+            raise RunFormatError(f"{self.path}: its description must match its checksum; the file is damaged")
+        return checked_document(text, str(self.path))
+
+    def _check_against_meta(self) -> None:
+        declared = self.meta.get("datasets")
+        if not isinstance(declared, dict) or set(declared) != set(self.names):
+            raise RunFormatError(f"{self.path}: must hold exactly the arrays that it describes")
+        for name, facts in declared.items():
+            data = self._datasets[name]
+            got = {"shape": list(data.shape), "dtype": data.dtype.str}
+            if not isinstance(facts, dict) or any(facts.get(key) != value for key, value in got.items()):
+                raise RunFormatError(f"{self.path}: array `{name}` must be as described; got {got}")
+
+
+def checked_document(text: bytes, where: str) -> dict[str, Any]:
+    """A JSON object with a format version that this version reads.
+
+    Raises
+    ------
+    RunFormatError
+        For anything but a JSON object, and for a format later than :data:`FORMAT_VERSION`.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RunFormatError(f"{where}: must hold a JSON object; got {error}") from error
+    version = document.get("format") if isinstance(document, dict) else None
+    if type(version) is not int or version < 1:
+        raise RunFormatError(f"{where}: must be a JSON object with an integer `format`; got {version!r}")
+    if version > FORMAT_VERSION:
+        raise RunFormatError(
+            f"{where}: must have format {FORMAT_VERSION} or earlier; got {version}. Update dynprobe to read this run"
+        )
+    return document
+
+
+def _allowed_datasets(file: h5py.File, path: Path) -> Iterator[tuple[str, h5py.Dataset]]:
+    """Every dataset of a file whose every object is allowed; refuses the file otherwise."""
+    size = path.stat().st_size
+    pending = [("", file["/"], 0)]
+    seen = 0
+    while pending:
+        prefix, group, depth = pending.pop()
+        for name in group:
+            seen += 1
+            where = f"{prefix}{name}"
+            if depth >= MAX_DEPTH or seen > MAX_OBJECTS:
+                raise RunFormatError(f"{path}: must hold at most {MAX_OBJECTS} objects, {MAX_DEPTH} deep; got more")
+            link = group.get(name, getlink=True)
+            if not isinstance(link, h5py.HardLink):
+                raise RunFormatError(f"{path}: `{where}` must be a hard link; got {type(link).__name__}")
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                pending.append((f"{where}/", item, depth + 1))
+            elif isinstance(item, h5py.Dataset):
+                _check_dataset(item, where, path, size)
+                yield where, item
+            else:
+                raise RunFormatError(f"{path}: `{where}` must be a group or an array; got {type(item).__name__}")
+
+
+def _check_dataset(data: h5py.Dataset, where: str, path: Path, file_size: int) -> None:
+    plist = data.id.get_create_plist()
+    if plist.get_layout() != h5py.h5d.CONTIGUOUS or plist.get_external_count() or plist.get_nfilters():
+        raise RunFormatError(
+            f"{path}: `{where}` must be a contiguous array inside this file; got chunked, virtual or external storage"
+        )
+    kind = data.id.get_type().get_class()
+    if kind not in (h5py.h5t.INTEGER, h5py.h5t.FLOAT) or data.dtype.kind not in "fiu":
+        raise RunFormatError(f"{path}: `{where}` must hold plain numbers; got another type")
+    if data.shape is None or data.ndim == 0:
+        raise RunFormatError(f"{path}: `{where}` must be an array with at least one axis; got a scalar")
+    n_bytes = data.dtype.itemsize
+    for length in data.shape:  # Python integers: the product of hostile lengths must not overflow
+        n_bytes *= int(length)
+    offset = data.id.get_offset() if n_bytes else 0
+    if n_bytes and (offset is None or data.id.get_storage_size() != n_bytes or offset + n_bytes > file_size):
+        raise RunFormatError(f"{path}: `{where}` must lie inside the file; it declares {n_bytes} bytes that are not there")
