@@ -351,9 +351,7 @@ def _check(probe: ProbeSet) -> None:
         raise ProbeSetError("a probe set must hold at least one example; got none. Give texts or an evaluation set")
     for name, array in probe.inputs.items():
         if len(array) != probe.n_examples:
-            raise ProbeSetError(
-                f"input `{name}` must have {probe.n_examples} rows, one per example; got {len(array)}"
-            )
+            raise ProbeSetError(f"input `{name}` must have {probe.n_examples} rows, one per example; got {len(array)}")
     for stack, mask in probe.real.items():
         empty = np.flatnonzero(~mask.any(axis=1))
         if empty.size:

@@ -1,5 +1,6 @@
 """Names and limits of the run format: where each file lies, what it may hold. FORMAT.md says it in words."""
 
+import os
 import re
 from pathlib import Path
 
@@ -20,9 +21,15 @@ MAX_DEPTH = 8
 MAX_OBJECTS = 100_000
 MAX_META_BYTES = 64 * 2**20
 MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_SCALARS_BYTES = 2**30
 
-_SNAPSHOT_NAME = re.compile(r"step-(\d{8,12})\.h5")
+# One name for each step: eight digits, more only when the number needs them.
+_SNAPSHOT_NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,11})\.h5")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_PROBE_NAME = re.compile(rf"{_SAFE_NAME.pattern}\.h5")
+_TEMPORARY_NAME = re.compile(
+    rf"(?:{re.escape(MANIFEST)}|{_SAFE_NAME.pattern}\.h5)\.[0-9]+{re.escape(TEMPORARY_SUFFIX)}"
+)
 
 
 def snapshot_path(run: Path, step: int) -> Path:
@@ -45,6 +52,27 @@ def step_of(path: Path) -> int | None:
     """
     match = _SNAPSHOT_NAME.fullmatch(path.name)
     return int(match.group(1)) if match else None
+
+
+def temporary_path(path: Path) -> Path:
+    """Name under which this process writes a file before it is complete."""
+    return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is named as an incomplete file of a run: its name, a process number, ``.tmp``.
+
+    Examples
+    --------
+    >>> is_temporary(Path("manifest.json.4711.tmp")), is_temporary(Path("notes.tmp"))
+    (True, False)
+    """
+    return _TEMPORARY_NAME.fullmatch(path.name) is not None
+
+
+def is_probe_name(path: Path) -> bool:
+    """Whether a file is named as a probe set."""
+    return _PROBE_NAME.fullmatch(path.name) is not None
 
 
 def is_safe_name(name: str) -> bool:

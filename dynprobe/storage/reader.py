@@ -1,12 +1,14 @@
 """Reading a file that may come from a stranger: only what the run format allows is opened.
 
-HDF5 can link to other files, declare terabytes, run filters and hold cycles. Our own files hold hard links, plain contiguous numbers
-and one JSON document, so everything else is refused before a value is read. This stops HDF5's features, not memory-safety bugs
-inside the HDF5 library.
+HDF5 can link to other files, declare terabytes, run filters and hold cycles. Our own files hold hard links, plain
+contiguous numbers and one JSON document, so everything else is refused before a value is read. This stops HDF5's features,
+not memory-safety bugs inside the HDF5 library.
 """
 
 import hashlib
 import json
+import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -23,10 +25,13 @@ from dynprobe.storage.layout import (
     MAX_OBJECTS,
     META,
     META_DIGEST,
+    is_safe_name,
 )
 
 # What a damaged file makes h5py raise; all of them mean that the file is not readable.
 _H5PY_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
+_NUMBERS = ("<f2", "<f4", "<f8", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class FileReader:
@@ -45,6 +50,7 @@ class FileReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        _require_ordinary_file(path)  # before HDF5 opens it: opening a named pipe would wait for ever
         self._file = self._guard(lambda: h5py.File(path, "r", locking=False, rdcc_nbytes=0))
         try:
             self._datasets = dict(self._guard(lambda: list(_allowed_datasets(self._file, path))))
@@ -131,6 +137,8 @@ class FileReader:
             got = {"shape": list(data.shape), "dtype": data.dtype.str}
             if not isinstance(facts, dict) or any(facts.get(key) != value for key, value in got.items()):
                 raise RunFormatError(f"{self.path}: array `{name}` must be as described; got {got}")
+            if not (isinstance(facts.get("sha256"), str) and _SHA256.fullmatch(facts["sha256"])):
+                raise RunFormatError(f"{self.path}: array `{name}` must have a sha256 of 64 hexadecimal digits")
 
 
 def checked_document(text: bytes, where: str) -> dict[str, Any]:
@@ -139,38 +147,63 @@ def checked_document(text: bytes, where: str) -> dict[str, Any]:
     Raises
     ------
     RunFormatError
-        For anything but a JSON object, and for a format later than :data:`FORMAT_VERSION`.
+        For anything but a JSON object (NaN and Infinity are no JSON), and for a format later than :data:`FORMAT_VERSION`.
     """
     try:
-        document = json.loads(text)
+        document = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise RunFormatError(f"{where}: must hold a JSON object; got {error}") from error
     version = document.get("format") if isinstance(document, dict) else None
     if type(version) is not int or version < 1:
-        raise RunFormatError(f"{where}: must be a JSON object with an integer `format`; got {version!r}")
+        raise RunFormatError(f"{where}: must be a JSON object with an integer `format`; got {version!r:.40}")
     if version > FORMAT_VERSION:
         raise RunFormatError(
-            f"{where}: must have format {FORMAT_VERSION} or earlier; got {version}. Update dynprobe to read this run"
+            f"{where}: must have format {FORMAT_VERSION} or earlier; got {version!r:.40}. Update dynprobe to read this run"
         )
     return document
+
+
+def _refuse_constant(word: str) -> Any:
+    raise ValueError(f"{word}, which is no JSON number")
+
+
+def _require_ordinary_file(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except (OSError, ValueError) as error:
+        raise RunFormatError(f"{path}: must be a file; got {error}") from error
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a folder"}
+        raise RunFormatError(
+            f"{path}: must be an ordinary file; got {kinds.get(stat.S_IFMT(mode), 'a device or pipe')}"
+        )
 
 
 def _allowed_datasets(file: h5py.File, path: Path) -> Iterator[tuple[str, h5py.Dataset]]:
     """Every dataset of a file whose every object is allowed; refuses the file otherwise."""
     size = path.stat().st_size
     pending = [("", file["/"], 0)]
-    seen = 0
+    seen = {h5py.h5o.get_info(file["/"].id).addr}
+    n_objects = 0
     while pending:
         prefix, group, depth = pending.pop()
+        n_objects += len(group)
+        if n_objects > MAX_OBJECTS or (len(group) and depth >= MAX_DEPTH):
+            raise RunFormatError(f"{path}: must hold at most {MAX_OBJECTS} objects, {MAX_DEPTH} deep; got more")
         for name in group:
-            seen += 1
             where = f"{prefix}{name}"
-            if depth >= MAX_DEPTH or seen > MAX_OBJECTS:
-                raise RunFormatError(f"{path}: must hold at most {MAX_OBJECTS} objects, {MAX_DEPTH} deep; got more")
+            if not is_safe_name(name):
+                raise RunFormatError(f"{path}: names must be made of letters, digits and `_.-`; got {where!r:.100}")
             link = group.get(name, getlink=True)
             if not isinstance(link, h5py.HardLink):
                 raise RunFormatError(f"{path}: `{where}` must be a hard link; got {type(link).__name__}")
             item = group[name]
+            address = h5py.h5o.get_info(item.id).addr
+            if address in seen:
+                raise RunFormatError(
+                    f"{path}: `{where}` must be the only name of its object; got a second link or a cycle"
+                )
+            seen.add(address)
             if isinstance(item, h5py.Group):
                 pending.append((f"{where}/", item, depth + 1))
             elif isinstance(item, h5py.Dataset):
@@ -183,12 +216,14 @@ def _allowed_datasets(file: h5py.File, path: Path) -> Iterator[tuple[str, h5py.D
 def _check_dataset(data: h5py.Dataset, where: str, path: Path, file_size: int) -> None:
     plist = data.id.get_create_plist()
     if plist.get_layout() != h5py.h5d.CONTIGUOUS or plist.get_external_count() or plist.get_nfilters():
-        raise RunFormatError(
-            f"{path}: `{where}` must be a contiguous array inside this file; got chunked, virtual or external storage"
-        )
+        raise RunFormatError(f"{path}: `{where}` must be a contiguous array inside this file; got another storage")
     kind = data.id.get_type().get_class()
-    if kind not in (h5py.h5t.INTEGER, h5py.h5t.FLOAT) or data.dtype.kind not in "fiu":
-        raise RunFormatError(f"{path}: `{where}` must hold plain numbers; got another type")
+    if (
+        kind not in (h5py.h5t.INTEGER, h5py.h5t.FLOAT)
+        or data.dtype.str not in _NUMBERS
+        or h5py.h5t.py_create(data.dtype) != data.id.get_type()  # e.g. 12-bit integers, which h5py shows as 16-bit
+    ):
+        raise RunFormatError(f"{path}: `{where}` must hold plain little-endian numbers; got another type")
     if data.shape is None or data.ndim == 0:
         raise RunFormatError(f"{path}: `{where}` must be an array with at least one axis; got a scalar")
     n_bytes = data.dtype.itemsize
@@ -196,4 +231,6 @@ def _check_dataset(data: h5py.Dataset, where: str, path: Path, file_size: int) -
         n_bytes *= int(length)
     offset = data.id.get_offset() if n_bytes else 0
     if n_bytes and (offset is None or data.id.get_storage_size() != n_bytes or offset + n_bytes > file_size):
-        raise RunFormatError(f"{path}: `{where}` must lie inside the file; it declares {n_bytes} bytes that are not there")
+        raise RunFormatError(
+            f"{path}: `{where}` must lie inside the file; it declares {n_bytes} bytes that are not there"
+        )

@@ -4,6 +4,7 @@ Datasets are contiguous and uncompressed. Chunked HDF5 can end the process with 
 contiguous datasets raise an ordinary ``OSError``.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,7 +16,15 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dynprobe.storage.layout import FORMAT_VERSION, META, META_DIGEST, TEMPORARY_SUFFIX
+from dynprobe.storage.layout import (
+    FORMAT_VERSION,
+    MAX_DEPTH,
+    MAX_META_BYTES,
+    META,
+    META_DIGEST,
+    is_safe_name,
+    temporary_path,
+)
 
 
 class FileWriter:
@@ -28,12 +37,28 @@ class FileWriter:
     path
         Final name. Its folder must exist.
     meta
-        JSON-able facts stored beside the arrays.
+        JSON-able facts stored beside the arrays; ``format`` and ``datasets`` are the writer's own.
+
+    Raises
+    ------
+    OSError
+        When the disk is full or the folder missing; nothing is left behind.
+    RuntimeError
+        At the end, when a declared array was not filled.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with FileWriter(Path(folder) / "x.h5", {"kind": "example"}) as file:
+    ...         file.write("numbers", np.arange(3))
+    ...     [path.name for path in Path(folder).iterdir()]
+    ['x.h5']
     """
 
     def __init__(self, path: Path, meta: Mapping[str, Any]) -> None:
         self._path = path
-        self._temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+        self._temporary = temporary_path(path)
         self._meta = dict(meta)
         self._datasets: dict[str, h5py.Dataset] = {}
         self._filled: dict[str, int] = {}
@@ -41,8 +66,14 @@ class FileWriter:
         self._facts: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> "FileWriter":
-        # v110: readable by every HDF5 from 1.10 on. The chunk cache is switched off because nothing is chunked.
-        self._file = h5py.File(self._temporary, "w", libver=("v110", "v110"), rdcc_nbytes=0)
+        # v110: readable by every HDF5 from 1.10 on. The chunk cache is switched off because nothing is chunked. No lock:
+        # nobody else knows the temporary name, and network file systems may have no locks.
+        self._temporary.unlink(missing_ok=True)
+        try:
+            self._file = h5py.File(self._temporary, "w", libver=("v110", "v110"), rdcc_nbytes=0, locking=False)
+        except BaseException:
+            self._temporary.unlink(missing_ok=True)
+            raise
         return self
 
     def __exit__(
@@ -52,24 +83,65 @@ class FileWriter:
             if kind is None:
                 self._commit()
         finally:
-            self._file.close()
+            with contextlib.suppress(OSError):  # a disk that is full makes closing fail too; the first error says why
+                self._close()
             self._temporary.unlink(missing_ok=True)
 
     def create(self, name: str, shape: tuple[int, ...], dtype: Any, **facts: Any) -> None:
-        """Declare an array of known shape, to be filled row block by row block with :meth:`append`."""
-        self._datasets[name] = self._file.create_dataset(name, shape=shape, dtype=np.dtype(dtype).newbyteorder("<"))
+        """Declare an array of known shape, to be filled row block by row block with :meth:`append`.
+
+        Parameters
+        ----------
+        name
+            Name of the array; ``/`` makes folders, at most 8 deep.
+        shape
+            At least one axis.
+        dtype
+            Integers, or floating-point numbers of 16, 32 or 64 bits.
+        facts
+            JSON-able facts about the array.
+
+        Raises
+        ------
+        ValueError
+            When the run format has no such name, shape or type.
+        """
+        parts = name.split("/")
+        if name in (META, META_DIGEST) or len(parts) > MAX_DEPTH or not all(map(is_safe_name, parts)):
+            raise ValueError(
+                f"`name` must be made of letters, digits and `_.-`, at most {MAX_DEPTH} deep; got {name!r}"
+            )
+        kind = np.dtype(dtype)
+        if kind.kind not in "fiu" or kind.itemsize > 8:
+            raise ValueError(f"array `{name}` must hold plain numbers of at most 8 bytes; got {kind}")
+        if not shape:
+            raise ValueError(f"array `{name}` must have at least one axis; got a scalar")
+        self._datasets[name] = self._file.create_dataset(name, shape=shape, dtype=kind.newbyteorder("<"))
         self._filled[name] = 0
         self._digests[name] = hashlib.sha256()
         self._facts[name] = facts
 
     def append(self, name: str, block: np.ndarray) -> None:
-        """Write the next rows of an array, in order."""
+        """Write the next rows of an array, in order.
+
+        Raises
+        ------
+        ValueError
+            When the rows have another shape, do not fit behind the rows written so far, or hold another kind of number.
+        """
         dataset = self._datasets[name]
         start = self._filled[name]
+        if block.shape[1:] != dataset.shape[1:] or start + len(block) > dataset.shape[0]:
+            raise ValueError(
+                f"array `{name}` must get rows of shape {dataset.shape[1:]}, {dataset.shape[0] - start} more; "
+                f"got {block.shape}"
+            )
+        if not np.can_cast(block.dtype, dataset.dtype, casting="same_kind"):
+            raise ValueError(f"array `{name}` must get {dataset.dtype} numbers; got {block.dtype}")
         data = np.ascontiguousarray(block, dtype=dataset.dtype)
         if len(data):
             dataset[start : start + len(data)] = data
-        self._digests[name].update(memoryview(data).cast("B") if data.size else b"")
+        self._digests[name].update(data.reshape(-1).view(np.uint8))
         self._filled[name] = start + len(data)
 
     def write(self, name: str, array: np.ndarray, **facts: Any) -> None:
@@ -82,36 +154,44 @@ class FileWriter:
         if incomplete:
             raise RuntimeError(f"arrays must be filled before the file is closed; not complete: {incomplete[:5]}")
         self._write_meta()
-        self._file.close()
+        self._close()
         sync_file(self._temporary)
-        os.replace(self._temporary, self._path)
+        self._temporary.replace(self._path)
         sync_folder(self._path.parent)
+
+    def _close(self) -> None:
+        try:
+            self._file.close()
+        except RuntimeError as error:  # h5py's word for HDF5's last blocks not fitting on the disk
+            raise OSError(f"{self._temporary}: must be written completely; {error}. Is the disk full?") from error
 
     def _write_meta(self) -> None:
         datasets = {
             name: {
+                **self._facts[name],
                 "sha256": self._digests[name].hexdigest(),
                 "shape": list(data.shape),
                 "dtype": data.dtype.str,
-                **self._facts[name],
             }
             for name, data in self._datasets.items()
         }
-        document = {"format": FORMAT_VERSION, **self._meta, "datasets": datasets}
-        text = json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
+        document = {**self._meta, "format": FORMAT_VERSION, "datasets": datasets}
+        text = json.dumps(document, allow_nan=False).encode()  # ASCII: texts may hold halves of surrogate pairs
+        if len(text) > MAX_META_BYTES:
+            raise ValueError(f"{self._path}: its description must have at most {MAX_META_BYTES} bytes; got {len(text)}")
         self._file.create_dataset(META, data=np.frombuffer(text, dtype=np.uint8))
         self._file.create_dataset(META_DIGEST, data=np.frombuffer(hashlib.sha256(text).digest(), dtype=np.uint8))
 
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Replace a small text file so that readers see the old or the new content, never a part."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = temporary_path(path)
     try:
         with temporary.open("w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -119,14 +199,18 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 def sync_file(path: Path) -> None:
     """Force a file's content to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _sync(path, os.O_RDWR)  # Windows refuses to flush a file that is open for reading only
 
 
 def sync_folder(path: Path) -> None:
     """Force a folder's entries to the disk, where the system allows it (POSIX)."""
     if os.name == "posix":
-        sync_file(path)
+        _sync(path, os.O_RDONLY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

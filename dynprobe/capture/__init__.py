@@ -1,0 +1,1 @@
+"""A live model to snapshots, leaving no trace in the training run."""

@@ -1,0 +1,63 @@
+"""Started by every Python process under ``dynprobe capture -- CMD``: waits for transformers' Trainer and adds capture to it.
+
+This folder stands on PYTHONPATH, so this file runs at interpreter start. It imports nothing heavy, runs the sitecustomize that it
+hides, and no fault of its own may reach the program.
+"""
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_TARGET = "transformers.trainer"
+
+
+class _TrainerFinder:
+    """Import hook that patches the Trainer right after its module was executed."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != _TARGET:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_patch(module):
+                execute(module)
+                _patch(module)
+
+            spec.loader.exec_module = execute_and_patch
+        return spec
+
+
+def _patch(module):
+    original = module.Trainer.__init__
+
+    def __init__(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        try:
+            from dynprobe.capture.inject import attach_from_environment
+
+            attach_from_environment(self)
+        except Exception as error:
+            print("dynprobe: this training is not captured: %s" % error, file=sys.stderr)
+
+    __init__.__wrapped__ = original
+    module.Trainer.__init__ = __init__
+
+
+def _run_hidden_sitecustomize():
+    """Run the sitecustomize that would have been found without ours."""
+    rest = [entry for entry in sys.path if os.path.abspath(entry or os.getcwd()) != _HERE]
+    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", rest)
+    if spec is not None and spec.loader is not None:
+        hidden = importlib.util.module_from_spec(spec)
+        sys.modules["sitecustomize"] = hidden
+        spec.loader.exec_module(hidden)
+
+
+if os.environ.get("DYNPROBE_CAPTURE"):
+    sys.meta_path.insert(0, _TrainerFinder())
+_run_hidden_sitecustomize()

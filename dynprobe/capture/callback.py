@@ -1,0 +1,238 @@
+"""Capture inside transformers' Trainer."""
+
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dynprobe.capture.default_probe import TRAINING_DATA_NOTE, probe_set_from_trainer
+from dynprobe.capture.plan import CaptureSettings
+from dynprobe.capture.recorder import Recorder
+from dynprobe.errors import CaptureError
+from dynprobe.probe_set import ProbeSet
+
+# Facts of the training arguments that a reader of two runs wants to see side by side.
+_ARGUMENTS = (
+    "seed",
+    "data_seed",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "weight_decay",
+    "warmup_steps",
+    "lr_scheduler_type",
+    "optim",
+    "bf16",
+    "fp16",
+    "gradient_checkpointing",
+)
+
+
+class DynprobeCallback(TrainerCallback):
+    """Takes snapshots during ``trainer.train()``: at step 0, as scheduled, and after the last optimizer step.
+
+    The last snapshot holds the weights that training ended with, also after early stopping, and never a best model that the
+    Trainer reloads afterwards. A fault during training switches capture off with a warning; training goes on.
+
+    Parameters
+    ----------
+    run_dir
+        New folder for the run.
+    probe_set
+        The fixed inputs to measure the model on; by default 512 examples of the trainer's evaluation data.
+    settings
+        What to keep and when; see :class:`~dynprobe.capture.plan.CaptureSettings`.
+    facts
+        JSON-able facts for the manifest, such as the task.
+    existing
+        What to do with a run that is already in `run_dir`: ``"refuse"``, ``"resume"`` or ``"replace"``. A training that
+        resumes from a checkpoint always goes on with its run.
+    on_snapshot
+        Called with (step, path) after each snapshot.
+
+    Examples
+    --------
+    >>> trainer = Trainer(model, args, callbacks=[DynprobeCallback("runs/seed-1")])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        *,
+        probe_set: ProbeSet | None = None,
+        settings: CaptureSettings | None = None,
+        facts: Mapping[str, Any] | None = None,
+        existing: str = "refuse",
+        on_snapshot: Callable[[int, Path], None] | None = None,
+    ) -> None:
+        self.run_dir = Path(run_dir)
+        self.probe_set = probe_set
+        self.settings = settings or CaptureSettings()
+        self.facts = dict(facts or {})
+        self.existing = existing
+        self.on_snapshot = on_snapshot
+        self._recorder: Recorder | None = None
+        self._steps: frozenset[int] = frozenset()
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """The recorder while a training is being captured."""
+        return self._recorder
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Make the run directory and take the snapshot of step 0 (or of the step that training resumes from)."""
+        if not state.is_world_process_zero:
+            return
+        trainer = _calling_trainer()
+        if trainer is not None:
+            _move_to_end(trainer, self)
+        probe = self.probe_set or _default_probe_set(trainer)
+        recorder = Recorder(
+            kwargs["model"],
+            probe,
+            self.run_dir,
+            settings=self.settings,
+            max_steps=state.max_steps,
+            facts={**_training_facts(args), **self.facts},
+            existing="resume" if state.global_step > 0 else self.existing,
+            on_snapshot=self.on_snapshot,
+        )
+        recorder.__enter__()
+        self._recorder, self._steps = recorder, frozenset(recorder.plan.steps)
+        if probe.origin.startswith("training data"):
+            recorder.note(TRAINING_DATA_NOTE)
+        for note in recorder.notes:
+            warnings.warn(f"dynprobe: {note}", stacklevel=2)
+        try:
+            recorder.snapshot(state.global_step)
+        except BaseException:
+            self._stop()
+            raise
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Take the snapshot of a scheduled step, and of the last."""
+        if state.global_step in self._steps or state.global_step >= state.max_steps or control.should_training_stop:
+            self._snapshot(state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keep what the trainer logs."""
+        record = {"step": state.global_step, **(logs or {})}
+        self._shielded(lambda recorder: recorder.log(record))
+        self._last(state, control)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Early stopping is decided here: then these are the last weights."""
+        self._last(state, control)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """As :meth:`on_evaluate`."""
+        self._last(state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """As :meth:`on_evaluate`."""
+        self._last(state, control)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the last snapshot if no event before could know that it was the last, and release the run directory."""
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._shielded(lambda recorder: _note_missing_last(recorder, state.global_step))
+        else:
+            self._snapshot(state.global_step)
+        self._stop()
+
+    def _last(self, state: TrainerState, control: TrainerControl) -> None:
+        if control.should_training_stop:
+            self._snapshot(state.global_step)
+
+    def _snapshot(self, step: int) -> None:
+        self._shielded(lambda recorder: recorder.snapshot(step))
+
+    def _shielded(self, action: Callable[[Recorder], Any]) -> None:
+        """The one wall that keeps a capture fault from ending somebody's training."""
+        if self._recorder is None:
+            return
+        try:
+            action(self._recorder)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training is worth more
+            recorder = self._recorder
+            self._stop()
+            detail = str(error) or traceback.format_exc(limit=-1)
+            warnings.warn(f"dynprobe: capture is switched off, training goes on: {detail}", stacklevel=3)
+            _try_to_note(recorder, f"Capture was switched off by a fault: {detail}")
+
+    def _stop(self) -> None:
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
+
+
+def attach(trainer: Trainer, run_dir: str | Path, **options: Any) -> DynprobeCallback:
+    """Add capture to a Trainer that exists; `options` are those of :class:`DynprobeCallback`."""
+    callback = DynprobeCallback(run_dir, **options)
+    trainer.add_callback(callback)
+    return callback
+
+
+def _default_probe_set(trainer: Trainer | None) -> ProbeSet:
+    if trainer is None:
+        raise CaptureError("`probe_set` must be given where the callback runs outside a transformers Trainer; got none")
+    return probe_set_from_trainer(trainer)
+
+
+def _calling_trainer() -> Trainer | None:
+    """The Trainer whose event is being handled; the callback interface does not pass it on."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, Trainer):
+            return owner
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def _move_to_end(trainer: Trainer, callback: TrainerCallback) -> None:
+    """Let every other callback decide first whether training stops; a new list, as the old one is being walked."""
+    others = [other for other in trainer.callback_handler.callbacks if other is not callback]
+    trainer.callback_handler.callbacks = [*others, callback]
+
+
+def _training_facts(args: TrainingArguments) -> dict[str, Any]:
+    values = {name: getattr(args, name, None) for name in _ARGUMENTS}
+    return {
+        name: value if isinstance(value, bool | int | float) else str(value)
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _note_missing_last(recorder: Recorder, step: int) -> None:
+    if step not in recorder.steps:
+        recorder.note(
+            f"The weights after the last step ({step}) were not captured: the best model had been reloaded before "
+            "anything could know that training was over."
+        )
+
+
+def _try_to_note(recorder: Recorder, sentence: str) -> None:
+    try:
+        recorder.note(sentence)
+    except OSError as error:
+        warnings.warn(f"dynprobe: could not note it in {recorder.path}: {error}", stacklevel=4)

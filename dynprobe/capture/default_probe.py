@@ -1,0 +1,139 @@
+"""The probe set when nothing is said: held-out examples of the trainer's own evaluation data."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from dynprobe.capture.architecture import Architecture, describe_model, transformer_inside
+from dynprobe.capture.guard import random_state_kept, unwrapped
+from dynprobe.errors import ProbeSetError
+from dynprobe.probe_set import DEFAULT_MAX_LENGTH, DEFAULT_N_EXAMPLES, ProbeSet
+
+# Choosing by content means reading every candidate; beyond so many, evenly spaced ones stand for all.
+MAX_CANDIDATES = 20_000
+TRAINING_DATA_NOTE = (
+    "The probe examples are training data, because the trainer has no evaluation data: scores and probe accuracies on them "
+    "say how well they were learned, not how well the model generalises."
+)
+_LABEL_NAMES = ("labels", "label", "label_ids")
+
+
+def probe_set_from_trainer(
+    trainer: Any, *, n_examples: int = DEFAULT_N_EXAMPLES, max_length: int = DEFAULT_MAX_LENGTH
+) -> ProbeSet:
+    """Choose a probe set from a transformers Trainer's evaluation data, or from its training data where it has none.
+
+    Parameters
+    ----------
+    trainer
+        A transformers ``Trainer``. Its random state, data sets and loaders are left alone.
+    n_examples, max_length
+        At most so many examples, truncated to so many tokens.
+
+    Returns
+    -------
+    ProbeSet
+        Its `origin` says where the examples come from.
+
+    Raises
+    ------
+    ProbeSetError
+        When there is no data, or no example holds what the model's forward takes.
+    """
+    model = unwrapped(trainer.model)
+    architecture = describe_model(model)
+    dataset, origin = _data_of(trainer)
+    with random_state_kept():
+        rows = _candidates(dataset)
+        features = [_feature(row, architecture, trainer) for row in rows]
+        labels = [_label(row) for row in rows]
+    if any(label is None for label in labels):
+        labels = []
+    if architecture.stacks[-1].name == "decoder":
+        features = [_with_decoder_inputs(f, row, model) for f, row in zip(features, rows, strict=True)]
+    probe = ProbeSet.from_features(
+        features,
+        tokenizer=getattr(trainer, "processing_class", None),
+        texts=_texts(rows),
+        labels=np.asarray(labels) if labels else None,
+        label_names=_label_names(model, labels),
+        n_examples=n_examples,
+        max_length=max_length,
+    )
+    return replace(probe, origin=origin)
+
+
+def _data_of(trainer: Any) -> tuple[Any, str]:
+    evaluation = trainer.eval_dataset
+    if isinstance(evaluation, Mapping) and not hasattr(evaluation, "column_names"):
+        evaluation = next(iter(evaluation.values()), None)
+    if evaluation is not None:
+        return evaluation, "evaluation data of the trainer"
+    if trainer.train_dataset is not None:
+        return trainer.train_dataset, "training data of the trainer"
+    raise ProbeSetError(
+        "the probe set must come from somewhere; the trainer has neither evaluation nor training data. "
+        "Give a probe set (`probe_set=...`, --probe RUN)"
+    )
+
+
+def _candidates(dataset: Any) -> list[Mapping[str, Any]]:
+    if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
+        step = max(1, -(-len(dataset) // MAX_CANDIDATES))
+        return [dataset[index] for index in range(0, len(dataset), step)]
+    return list(islice(iter(dataset), MAX_CANDIDATES // 10))
+
+
+def _feature(row: Mapping[str, Any], architecture: Architecture, trainer: Any) -> dict[str, np.ndarray]:
+    """Model inputs of one example: as the data set holds them, or as the trainer's collator makes them."""
+    found = _inputs(row, architecture)
+    if found:
+        return found
+    collated = trainer.data_collator([row])
+    return {name: value[0] for name, value in _inputs(collated, architecture).items()}
+
+
+def _inputs(row: Mapping[str, Any], architecture: Architecture) -> dict[str, np.ndarray]:
+    names = architecture.forward_names - set(_LABEL_NAMES)
+    arrays = {name: np.asarray(value) for name, value in dict(row).items() if name in names and value is not None}
+    return {name: array for name, array in arrays.items() if array.dtype.kind in "biuf"}
+
+
+def _label(row: Mapping[str, Any]) -> int | float | None:
+    """The class or target of a whole example; `None` for labels per token and for none."""
+    value = next((row[name] for name in _LABEL_NAMES if name in row and row[name] is not None), None)
+    if value is None or isinstance(value, str):
+        return None
+    array = np.asarray(value)
+    return array.reshape(()).item() if array.size == 1 else None
+
+
+def _texts(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]] | None:
+    texts = [tuple(value for value in dict(row).values() if isinstance(value, str)) for row in rows]
+    return texts if all(texts) else None
+
+
+def _label_names(model: Any, labels: Sequence[Any]) -> tuple[str, ...] | None:
+    names: Mapping[int, str] = getattr(transformer_inside(model).config, "id2label", None) or {}
+    whole = labels and all(isinstance(label, int) for label in labels)
+    if whole and set(range(max(labels) + 1)) <= set(names):
+        return tuple(str(names[index]) for index in sorted(names))
+    return None
+
+
+def _with_decoder_inputs(feature: dict[str, np.ndarray], row: Mapping[str, Any], model: Any) -> dict[str, np.ndarray]:
+    if "decoder_input_ids" in feature:
+        return feature
+    labels: Iterable[int] | None = row.get("labels")
+    core = transformer_inside(model)
+    if labels is None or not hasattr(core, "prepare_decoder_input_ids_from_labels"):
+        raise ProbeSetError(
+            "an encoder-decoder needs `decoder_input_ids` or `labels` in each example; "
+            f"got {sorted(row)}. Give a probe set with decoder_input_ids"
+        )
+    shifted = core.prepare_decoder_input_ids_from_labels(labels=torch.as_tensor(np.asarray(labels))[None])
+    return {**feature, "decoder_input_ids": np.asarray(shifted[0])}

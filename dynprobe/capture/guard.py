@@ -1,0 +1,154 @@
+"""Run a model for a moment as if nothing had happened: everything that a forward pass can change is put back.
+
+Measured reasons: dropout and data loaders consume random numbers; `model.train()` un-freezes modules that were in eval mode;
+transformers leaves its capturing hooks on the model for ever, and the model then cannot be pickled; dynamic rotary embeddings
+change their buffers; an sdpa model left in eager mode trains to other bits.
+"""
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+_WRAPPERS = ("DistributedDataParallel", "DataParallel", "OptimizedModule")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers of data parallelism and of ``torch.compile``."""
+    while type(model).__name__ in _WRAPPERS:
+        model = model._orig_mod if type(model).__name__ == "OptimizedModule" else model.module  # type: ignore[assignment]
+    return model
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
+    """Eval mode without gradients, autocast or compilation; afterwards the model and the process are as before.
+
+    Restored, also after an exception: per-module training flags, hooks, attributes and buffers; the random states of Python,
+    NumPy and torch on every device; the attention implementation of each configuration.
+
+    Parameters
+    ----------
+    model
+        The model, already :func:`unwrapped`.
+
+    Yields
+    ------
+    torch.nn.Module
+        The same model.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(random_state_kept())
+        stack.enter_context(_module_state(model))
+        stack.enter_context(_attention_implementations(model))
+        stack.enter_context(torch.no_grad())
+        for device in {"cpu", *(parameter.device.type for parameter in model.parameters())} - {"meta"}:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        # Importing dynamo costs seconds, so it is only asked to stand still when the program uses it.
+        stack.enter_context(
+            torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+        )
+        _without_patches(model)
+        model.eval()
+        yield model
+
+
+def set_eager_attention(model: nn.Module) -> None:
+    """Ask every transformers model inside `model` for attention as explicit probabilities; undone by :func:`undisturbed`."""
+    for config in _configurations(model):
+        config._attn_implementation_internal = "eager"
+
+
+def attention_implementation(model: nn.Module) -> str | None:
+    """Name of the attention implementation that the model trains with, such as ``"sdpa"``."""
+    return next((config._attn_implementation_internal for config in _configurations(model)), None)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Leave the random states of Python, NumPy and torch, on every device, as they were."""
+    python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
+
+
+@contextmanager
+def _module_state(model: nn.Module) -> Iterator[None]:
+    """Every module's attributes, hooks and buffers as they were: what the pass added is removed, what it changed is reset."""
+    modules = list(model.modules())
+    attributes = [dict(vars(module)) for module in modules]
+    registries = [
+        {name: dict(value) for name, value in vars(module).items() if "_hooks" in name and isinstance(value, dict)}
+        for module in modules
+    ]
+    buffers = [
+        {name: (buffer, buffer.detach().clone()) for name, buffer in module._buffers.items() if buffer is not None}
+        for module in modules
+    ]
+    try:
+        yield
+    finally:
+        for module, old, hooks, values in zip(modules, attributes, registries, buffers, strict=True):
+            vars(module).clear()
+            vars(module).update(old)
+            for name, entries in hooks.items():
+                _reset(getattr(module, name), entries)
+            for name, (buffer, value) in values.items():
+                module._buffers[name] = buffer
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+@contextmanager
+def _attention_implementations(model: nn.Module) -> Iterator[None]:
+    before = [(config, config._attn_implementation_internal) for config in _configurations(model)]
+    try:
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation_internal = implementation
+
+
+def _configurations(model: nn.Module) -> list[Any]:
+    """Every distinct transformers configuration in a model: its own, those of sub-models, and their sub-configurations."""
+    found: dict[int, Any] = {}
+    pending = [config for module in model.modules() if (config := vars(module).get("config")) is not None]
+    while pending:
+        config = pending.pop(0)
+        if id(config) in found or not hasattr(config, "_attn_implementation_internal"):
+            continue
+        found[id(config)] = config
+        pending += [getattr(config, name, None) for name in getattr(config, "sub_configs", ())]
+    return list(found.values())
+
+
+def _without_patches(model: nn.Module) -> None:
+    """Set aside what replaced a module's forward: accelerate's autocast, in-place compilation."""
+    for module in model.modules():
+        patched = vars(module)
+        if "_original_forward" in patched and "forward" in patched:
+            patched["forward"] = patched["_original_forward"]
+        if patched.get("_compiled_call_impl") is not None:
+            patched["_compiled_call_impl"] = None
+
+
+def _reset(registry: dict[Any, Any], entries: dict[Any, Any]) -> None:
+    """Put a hook registry back in place; handles hold references to the registry itself, so it must stay the same object."""
+    if list(registry.items()) != list(entries.items()):
+        registry.clear()
+        registry.update(entries)

@@ -1,0 +1,287 @@
+"""What a snapshot will hold, chosen before training starts so that a whole run fits its budget of bytes."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from dynprobe.capture.architecture import Architecture, Stack, require_token_attention
+from dynprobe.capture.schedule import DEFAULT_SCHEDULE, Schedule
+from dynprobe.errors import UsageError
+from dynprobe.probe_set import ProbeSet
+
+DEFAULT_BUDGET = 2 * 10**9
+DEFAULT_N_TOKENS = 8192
+DEFAULT_ATTENTION_EXAMPLES = 64
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_HALF = 2  # bytes of a float16
+
+
+@dataclass(frozen=True)
+class CaptureSettings:
+    """What the user asked for.
+
+    Attributes
+    ----------
+    hidden
+        Tokens whose hidden states are kept: ``"sample"`` (max(8192, 10 d_model), less when the budget is small), ``"all"``,
+        ``"none"``, or a number.
+    attention
+        Examples whose attention is kept: ``"sample"`` (64, less when the budget is small), ``"all"``, ``"none"``, or a number.
+    schedule
+        When snapshots are taken; see :class:`~dynprobe.capture.schedule.Schedule`.
+    budget
+        Bytes for all snapshots of the run. What was asked for by a number, or as ``"all"``, is kept even beyond it.
+    weights
+        Whether to record how far each trained weight tensor has moved from step 0 (needs a copy of them in memory).
+    """
+
+    hidden: str | int = "sample"
+    attention: str | int = "sample"
+    schedule: str = DEFAULT_SCHEDULE
+    budget: int = DEFAULT_BUDGET
+    weights: bool = True
+
+    def __post_init__(self) -> None:
+        Schedule.parse(self.schedule)
+        if self.budget < 1:
+            raise UsageError(f"`budget` must be a positive number of bytes; got {self.budget}")
+        for name in ("hidden", "attention"):
+            value = getattr(self, name)
+            if value not in ("sample", "all", "none") and not (isinstance(value, int) and value >= 1):
+                raise UsageError(f"`{name}` must be 'sample', 'all', 'none' or a positive number; got {value!r}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each snapshot holds.
+
+    Attributes
+    ----------
+    steps
+        Steps at which snapshots are planned; empty when the caller decides.
+    rows
+        Stack name to (n_rows, 2) example and position of each token whose hidden states are kept, in order.
+    layers
+        Stack name to the layers whose hidden states are kept.
+    n_attention_examples
+        Attention is kept of the first so many examples.
+    bytes_per_snapshot
+        Expected size of one snapshot file.
+    notes
+        What the budget made smaller, or that it is exceeded; one sentence each.
+    """
+
+    steps: tuple[int, ...]
+    rows: Mapping[str, np.ndarray]
+    layers: Mapping[str, tuple[int, ...]]
+    n_attention_examples: int
+    bytes_per_snapshot: int
+    notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class _Amounts:
+    """The quantities that a budget may reduce."""
+
+    n_attention_examples: int
+    n_snapshots: int
+    n_tokens: int
+    layer_stride: int
+
+
+def make_plan(
+    architecture: Architecture, probe: ProbeSet, settings: CaptureSettings, *, max_steps: int | None = None
+) -> Plan:
+    """Decide what each snapshot holds.
+
+    Parameters
+    ----------
+    architecture
+        The model.
+    probe
+        The probe set.
+    settings
+        What the user asked for.
+    max_steps
+        Number of optimizer steps of the training; without it ten snapshots are assumed.
+
+    Raises
+    ------
+    CaptureError
+        When attention is asked for and the model has none that can be kept.
+    """
+    if settings.attention != "none":
+        require_token_attention(architecture)
+    schedule = Schedule.parse(settings.schedule)
+    steps = () if max_steps is None else schedule.steps(max_steps)
+    wanted = _wanted(architecture, probe, settings, n_snapshots=len(steps) or 10)
+    amounts = _reduced(architecture, probe, settings, wanted, may_thin_steps=schedule.kind == "log" and bool(steps))
+    if amounts.n_snapshots < len(steps):
+        steps = Schedule("log", (amounts.n_snapshots - 1,)).steps(int(max_steps or 0))
+    per_snapshot = _bytes(architecture, probe, amounts)
+    total = per_snapshot * (len(steps) or wanted.n_snapshots)
+    notes = _notes(wanted, replace(amounts, n_snapshots=len(steps) or wanted.n_snapshots), settings.budget, total)
+    return Plan(
+        steps=steps,
+        rows={stack.name: sample_tokens(probe, stack.name, amounts.n_tokens) for stack in architecture.stacks},
+        layers={stack.name: _kept_layers(stack, amounts.layer_stride) for stack in architecture.stacks},
+        n_attention_examples=amounts.n_attention_examples,
+        bytes_per_snapshot=per_snapshot,
+        notes=notes,
+    )
+
+
+def sample_tokens(probe: ProbeSet, stack: str, n_tokens: int) -> np.ndarray:
+    """Choose real tokens by content; a smaller sample is part of every larger one.
+
+    Parameters
+    ----------
+    probe
+        The probe set.
+    stack
+        Which stack's tokens.
+    n_tokens
+        At most that many.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n_rows, 2) int32 example and position, ascending.
+    """
+    if stack not in probe.real:  # images: every position is real, and how many there are the first batch will tell
+        return np.zeros((0, 2), dtype=np.int32)
+    rows = np.argwhere(probe.real[stack]).astype(np.int32)
+    if len(rows) <= n_tokens:
+        return rows
+    example_keys = np.array([int(content, 16) for content in probe.example_ids], dtype=np.uint64)
+    priority = _mixed(example_keys[rows[:, 0]] + rows[:, 1].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    return rows[np.sort(np.argsort(priority, kind="stable")[:n_tokens])]
+
+
+def parse_bytes(text: str) -> int:
+    """Number of bytes written as ``2GB``, ``500 MB``, ``1.5GiB`` or ``1000000``.
+
+    Raises
+    ------
+    UsageError
+        For anything else.
+
+    Examples
+    --------
+    >>> parse_bytes("1.5GB")
+    1500000000
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if match is None or match.group(2).lower() not in _UNITS or float(match.group(1)) == 0:
+        raise UsageError(f"a size must be a positive number with a unit, such as 500MB or 2GB; got {text!r}")
+    return int(float(match.group(1)) * _UNITS[match.group(2).lower()])
+
+
+def show_bytes(n_bytes: float) -> str:
+    """A size in words, such as ``"1.5 GB"``."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.3g} {unit}"
+    return f"{n_bytes:.0f} bytes"
+
+
+def _wanted(architecture: Architecture, probe: ProbeSet, settings: CaptureSettings, *, n_snapshots: int) -> _Amounts:
+    d_model = max(stack.d_model for stack in architecture.stacks)
+    n_real = max((int(mask.sum()) for mask in probe.real.values()), default=0)
+    tokens = {"sample": max(DEFAULT_N_TOKENS, 10 * d_model), "all": n_real, "none": 0}
+    examples = {"sample": DEFAULT_ATTENTION_EXAMPLES, "all": probe.n_examples, "none": 0}
+    return _Amounts(
+        n_attention_examples=min(probe.n_examples, _chosen(settings.attention, examples)),
+        n_snapshots=n_snapshots,
+        n_tokens=min(n_real, _chosen(settings.hidden, tokens)),
+        layer_stride=1,
+    )
+
+
+def _chosen(value: str | int, meanings: Mapping[str, int]) -> int:
+    return value if isinstance(value, int) else meanings[value]
+
+
+def _reduced(
+    architecture: Architecture, probe: ProbeSet, settings: CaptureSettings, wanted: _Amounts, *, may_thin_steps: bool
+) -> _Amounts:
+    """Halve one quantity after the other, the least missed first, until the run fits its budget."""
+    d_model = max(stack.d_model for stack in architecture.stacks)
+    depth = max(stack.n_layers for stack in architecture.stacks)
+    concessions = []
+    if settings.attention == "sample":
+        concessions += [("n_attention_examples", 16)]
+    if may_thin_steps:
+        concessions += [("n_snapshots", 5)]
+    if settings.hidden == "sample":
+        concessions += [("n_tokens", max(1024, 2 * d_model)), ("layer_stride", depth), ("n_tokens", 256)]
+    if settings.attention == "sample":
+        concessions += [("n_attention_examples", 4)]
+    amounts = wanted
+    for name, limit in concessions:
+        while amounts.n_snapshots * _bytes(architecture, probe, amounts) > settings.budget:
+            value = getattr(amounts, name)
+            smaller = min(limit, value * 2) if name == "layer_stride" else max(limit, value // 2)
+            if smaller == value or (name != "layer_stride" and value <= limit):
+                break
+            amounts = replace(amounts, **{name: smaller})
+    return amounts
+
+
+def _bytes(architecture: Architecture, probe: ProbeSet, amounts: _Amounts) -> int:
+    total = 0
+    for stack in architecture.stacks:
+        lengths = _lengths(probe, stack.name)
+        n_kept = min(amounts.n_tokens, int(lengths.sum()))
+        total += _HALF * stack.d_model * n_kept * len(_kept_layers(stack, amounts.layer_stride))
+        total += _HALF * stack.d_model * probe.n_examples * len(stack.pooled) * (stack.n_layers + 1)
+        squares = (lengths[: amounts.n_attention_examples] ** 2).sum()
+        total += int(_HALF * stack.n_heads * stack.n_layers * squares)
+    if len(architecture.stacks) == 2:
+        encoder, decoder = (
+            _lengths(probe, stack.name)[: amounts.n_attention_examples] for stack in architecture.stacks
+        )
+        total += int(
+            _HALF * architecture.stacks[1].n_heads * architecture.stacks[1].n_layers * (encoder * decoder).sum()
+        )
+    return total
+
+
+def _lengths(probe: ProbeSet, stack: str) -> np.ndarray:
+    if stack in probe.real:
+        return probe.real[stack].sum(axis=1).astype(np.int64)
+    return np.zeros(probe.n_examples, dtype=np.int64)
+
+
+def _kept_layers(stack: Stack, stride: int) -> tuple[int, ...]:
+    """Every `stride`-th layer counted from the last, and always layer 0."""
+    return tuple(sorted({0, *range(stack.n_layers, -1, -stride)}))
+
+
+def _notes(wanted: _Amounts, got: _Amounts, budget: int, total: int) -> tuple[str, ...]:
+    words = {
+        "n_attention_examples": "attention of {} examples instead of {}",
+        "n_snapshots": "{} snapshots instead of {}",
+        "n_tokens": "hidden states of {} tokens instead of {}",
+        "layer_stride": "hidden states of every {}th layer instead of every {}",
+    }
+    changed = [
+        text.format(getattr(got, name), getattr(wanted, name))
+        for name, text in words.items()
+        if getattr(got, name) != getattr(wanted, name)
+    ]
+    notes: tuple[str, ...] = ()
+    if changed:
+        notes += (f"The budget of {show_bytes(budget)} made the capture smaller: {', '.join(changed)}.",)
+    if total > budget:
+        notes += (f"The run is expected to take {show_bytes(total)}, more than its budget of {show_bytes(budget)}.",)
+    return notes
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """Scramble 64-bit integers (the finalizer of SplitMix64), so that their order is as good as random."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

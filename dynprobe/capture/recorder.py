@@ -1,0 +1,259 @@
+"""The Recorder: takes snapshots of a live model into a run directory."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+
+from dynprobe.capture.architecture import describe_model
+from dynprobe.capture.guard import attention_implementation, undisturbed, unwrapped
+from dynprobe.capture.plan import CaptureSettings, Plan, make_plan, show_bytes
+from dynprobe.capture.snapshot_writer import SnapshotJob, parameter_arrays, write_snapshot
+from dynprobe.capture.weights import StartingWeights
+from dynprobe.errors import CaptureError, IncompatibleRunsError, UsageError
+from dynprobe.probe_set import ProbeSet
+from dynprobe.storage.directory import (
+    append_scalars,
+    claim,
+    free_bytes,
+    list_steps,
+    prepare,
+    read_manifest,
+    write_manifest,
+)
+from dynprobe.storage.layout import probe_path, snapshot_path
+from dynprobe.storage.probe_file import read_probe_set, write_probe_set
+
+EXISTING = ("refuse", "resume", "replace")
+
+
+class Recorder:
+    """Takes snapshots of a model in training into a run directory; the training run does not notice.
+
+    Parameters
+    ----------
+    model
+        A transformers model (also inside DataParallel, DistributedDataParallel, ``torch.compile`` or PEFT).
+    probe_set
+        The fixed inputs to measure it on.
+    run_dir
+        New folder for the run.
+    settings
+        What to keep; by default what fits 2 GB.
+    max_steps
+        Number of optimizer steps of the training, if known: the budget is then shared by the scheduled snapshots.
+    facts
+        JSON-able facts for the manifest, such as the seed and the hyperparameters.
+    existing
+        What to do with a run that is already in `run_dir`: ``"refuse"`` (an error), ``"resume"`` (go on with it) or
+        ``"replace"``.
+    on_snapshot
+        Called with (step, path) after each snapshot.
+
+    Raises
+    ------
+    UsageError
+        When `run_dir` holds a run and `existing` is "refuse", or another process writes to it.
+    CaptureError
+        When the model cannot be captured or the disk is too small.
+
+    Examples
+    --------
+    >>> with Recorder(model, probe_set, "runs/seed-1") as recorder:  # doctest: +SKIP
+    ...     recorder.snapshot(0)
+    ...     for step, batch in enumerate(loader, start=1):
+    ...         train_on(batch)
+    ...         if step % 100 == 0:
+    ...             recorder.snapshot(step)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probe_set: ProbeSet,
+        run_dir: str | Path,
+        *,
+        settings: CaptureSettings | None = None,
+        max_steps: int | None = None,
+        facts: Mapping[str, Any] | None = None,
+        existing: str = "refuse",
+        on_snapshot: Callable[[int, Path], None] | None = None,
+    ) -> None:
+        self.path = Path(run_dir)
+        self.probe_set = probe_set
+        self._model = unwrapped(model)
+        self._settings = settings or CaptureSettings()
+        self._max_steps = max_steps
+        self._facts = dict(facts or {})
+        if existing not in EXISTING:
+            raise UsageError(f"`existing` must be one of {EXISTING}; got {existing!r}")
+        self._existing = existing
+        self._on_snapshot = on_snapshot
+        self._architecture = describe_model(self._model)
+        missing = [stack.name for stack in self._architecture.stacks if stack.name not in probe_set.real]
+        if missing:
+            raise CaptureError(
+                f"the probe set must say which positions of {missing} are real; got masks for {sorted(probe_set.real)}. "
+                "Make it with ProbeSet.from_texts or ProbeSet.from_features"
+            )
+        self.plan: Plan = make_plan(self._architecture, probe_set, self._settings, max_steps=max_steps)
+        self._wide: set[str] = set()
+        self._start: StartingWeights | None = None
+        self._lock: TextIO | None = None
+        self._notes = list(self.plan.notes)
+        self.seconds = 0.0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the budget made smaller and what else a reader of the run should know."""
+        return tuple(self._notes)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps that have a snapshot in the run directory."""
+        return list_steps(self.path)
+
+    def __enter__(self) -> "Recorder":
+        prepare(self.path, force=self._existing == "replace", resume=self._existing == "resume")
+        self._lock = claim(self.path)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the run directory; every snapshot taken is already safe on disk."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def snapshot(self, step: int) -> Path:
+        """Measure the model now and write it as the snapshot of `step`; does nothing when that one exists.
+
+        Parameters
+        ----------
+        step
+            Number of optimizer steps so far.
+
+        Returns
+        -------
+        pathlib.Path
+            The snapshot file.
+
+        Raises
+        ------
+        CaptureError
+            For NaN or Inf in the activations, or attention that is no probability.
+        OSError
+            When the disk is full; snapshots taken before are safe.
+        """
+        if self._lock is None:
+            raise UsageError(
+                "`snapshot` must be called between __enter__ and __exit__: `with Recorder(...) as recorder:`"
+            )
+        if step < 0:
+            raise UsageError(f"`step` must be the number of optimizer steps so far, 0 or more; got {step}")
+        path = snapshot_path(self.path, step)
+        if path.is_file():
+            return path
+        started = time.perf_counter()
+        if step == 0 and self._settings.weights and StartingWeights.fits(self._model):
+            self._start = StartingWeights(self._model)
+        distances = self._start.distances(self._model) if self._start is not None else {}
+        with undisturbed(self._model) as model:
+            parameters = parameter_arrays(distances)
+            write_snapshot(path, model, self._job(), step=step, wide=self._wide, parameters=parameters)
+        self.seconds += time.perf_counter() - started
+        if self._on_snapshot is not None:
+            self._on_snapshot(step, path)
+        return path
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append logged numbers (loss, learning rate, scores, with their ``step``) to the run's scalars."""
+        append_scalars(self.path, record)
+
+    def note(self, sentence: str) -> None:
+        """Add a sentence that every reader of the run should see, and store it."""
+        if sentence not in self._notes:
+            self._notes.append(sentence)
+            self._write_manifest()
+
+    def _job(self) -> SnapshotJob:
+        meta = {"probe_fingerprint": self.probe_set.fingerprint, "model": self._architecture.facts()}
+        return SnapshotJob(self._architecture, self.probe_set, self.plan, meta)
+
+    def _open(self) -> None:
+        file = probe_path(self.path)
+        if file.is_file():
+            there = read_probe_set(file).fingerprint
+            if there != self.probe_set.fingerprint:
+                raise IncompatibleRunsError(
+                    f"{self.path}: a run must go on with its own probe set, fingerprint {there[:16]}; got one with "
+                    f"{self.probe_set.fingerprint[:16]}. Give `--probe {self.path}`, or another run directory"
+                )
+        else:
+            write_probe_set(file, self.probe_set)
+        n_left = max(1, (len(self.plan.steps) or 1) - len(list_steps(self.path)))
+        needed, free = self.plan.bytes_per_snapshot * n_left, free_bytes(self.path)
+        if needed > free:
+            raise CaptureError(
+                f"{self.path}: the disk must have {show_bytes(needed)} free for {n_left} snapshot(s); got "
+                f"{show_bytes(free)}. Give a smaller --budget, or a folder on another disk"
+            )
+        if not self._settings.weights or not StartingWeights.fits(self._model):
+            self._notes.append("Distances of the weights from step 0 were not recorded.")
+        self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        before = read_manifest(self.path)
+        notes = [*before.get("notes", []), *self._notes]
+        write_manifest(
+            self.path,
+            {
+                "created": before.get("created", datetime.now(UTC).isoformat(timespec="seconds")),
+                "model": self._architecture.facts(),
+                "attention_implementation": attention_implementation(self._model),
+                "dtype": str(next(self._model.parameters()).dtype).removeprefix("torch."),
+                "probe_fingerprint": self.probe_set.fingerprint,
+                "label_fingerprint": self.probe_set.label_fingerprint,
+                "probe_origin": self.probe_set.origin,
+                "n_examples": self.probe_set.n_examples,
+                "max_steps": self._max_steps,
+                "schedule": self._settings.schedule,
+                "planned_steps": list(self.plan.steps),
+                "bytes_per_snapshot": self.plan.bytes_per_snapshot,
+                "training": self._facts or before.get("training", {}),
+                "command": sys.argv,
+                "threads": torch.get_num_threads(),
+                "versions": _versions(),
+                "notes": list(dict.fromkeys(notes)),
+            },
+        )
+
+
+def _versions() -> dict[str, str]:
+    ours = sys.modules["dynprobe"].__version__
+    return {
+        "dynprobe": ours,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": np.__version__,
+        "platform": f"{sys.platform}, {os.cpu_count()} cores",
+    }

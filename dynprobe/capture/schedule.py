@@ -1,0 +1,67 @@
+"""When to take snapshots: a rule that a user can type, and the steps it gives."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynprobe.errors import UsageError
+
+DEFAULT_SCHEDULE = "log:8"
+_EXPECTED = "`schedule` must be 'log:N' (N steps, log-spaced), 'every:N', 'at:STEP,STEP,...' or 'ends'"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A rule for the steps at which snapshots are taken; step 0 and the last are always among them.
+
+    Attributes
+    ----------
+    kind
+        ``"log"``, ``"every"``, ``"at"`` or ``"ends"``.
+    numbers
+        Number of log-spaced steps, the interval, or the steps.
+
+    Examples
+    --------
+    >>> Schedule.parse("log:4").steps(1000)
+    (0, 1, 10, 100, 1000)
+    >>> Schedule.parse("every:40").steps(100)
+    (0, 40, 80, 100)
+    """
+
+    kind: str
+    numbers: tuple[int, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> "Schedule":
+        """Read ``log:8``, ``every:100``, ``at:10,50,200`` or ``ends``.
+
+        Raises
+        ------
+        UsageError
+            For anything else, saying what is possible.
+        """
+        kind, _, rest = text.strip().partition(":")
+        try:
+            numbers = tuple(int(part) for part in rest.split(",")) if rest else ()
+        except ValueError:
+            raise UsageError(f"{_EXPECTED}; got {text!r}") from None
+        one_number = len(numbers) == 1 and numbers[0] >= 1
+        fits = {"log": one_number, "every": one_number, "at": bool(numbers) and min(numbers) >= 0, "ends": not numbers}
+        if not fits.get(kind, False):
+            raise UsageError(f"{_EXPECTED}; got {text!r}")
+        return cls(kind, numbers)
+
+    def __str__(self) -> str:
+        return self.kind if not self.numbers else f"{self.kind}:{','.join(map(str, self.numbers))}"
+
+    def steps(self, max_steps: int) -> tuple[int, ...]:
+        """Steps of a training of `max_steps` optimizer steps, ascending, from 0 to `max_steps`."""
+        between: set[int] = set()
+        if self.kind == "log":
+            between = {round(step) for step in np.geomspace(1, max(max_steps, 1), self.numbers[0])}
+        elif self.kind == "every":
+            between = set(range(0, max_steps, self.numbers[0]))
+        elif self.kind == "at":
+            between = set(self.numbers)
+        return tuple(sorted({0, max_steps} | {step for step in between if step < max_steps}))

@@ -1,0 +1,335 @@
+"""Read-only views of a run directory: :class:`Run`, :class:`Snapshot`; arrays are read when they are asked for."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import numpy as np
+
+from dynprobe.errors import RunFormatError, StepNotFoundError
+from dynprobe.probe_set import ProbeSet
+from dynprobe.storage.directory import list_steps, read_manifest, read_scalars, require_run
+from dynprobe.storage.layout import probe_path, snapshot_path
+from dynprobe.storage.probe_file import read_probe_set
+from dynprobe.storage.reader import FileReader
+
+PROBE = "main"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the model said about the probe examples.
+
+    Attributes
+    ----------
+    kind
+        ``"logits"``: (n_examples, n_classes). ``"nll"``: negative log-likelihood of each predicted token in nats, all
+        examples one after another. ``"token_logits"``: (n_real_tokens, n_classes), all examples one after another.
+    values
+        The numbers, float32.
+    offsets
+        (n_examples + 1,) first row of each example, or ``None`` for ``"logits"``.
+    """
+
+    kind: str
+    values: np.ndarray
+    offsets: np.ndarray | None = None
+
+
+class Ragged(Sequence[np.ndarray]):
+    """Attention of one layer: one array (n_heads, n_query, n_key) per example, read when it is asked for.
+
+    Parameters
+    ----------
+    file
+        Open snapshot file.
+    name
+        Name of the flat array in it.
+    n_heads
+        Number of heads.
+    lengths
+        (n_examples, 2) number of query and of key positions of each example.
+    """
+
+    def __init__(self, file: FileReader, name: str, n_heads: int, lengths: np.ndarray) -> None:
+        self._file, self._name, self._n_heads, self._lengths = file, name, n_heads, lengths
+        sizes = n_heads * lengths.astype(np.int64).prod(axis=1)
+        self._offsets = np.concatenate([[0], np.cumsum(sizes)])
+        if int(self._offsets[-1]) != file.shape(name)[0]:
+            raise RunFormatError(
+                f"{file.path}: `{name}` must hold {self._offsets[-1]} values; got {file.shape(name)[0]}"
+            )
+
+    @property
+    def n_heads(self) -> int:
+        """Number of heads."""
+        return self._n_heads
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(n_examples, 2) number of query and of key positions of each example."""
+        return self._lengths
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]  # no slices: each read is one example
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"example must lie in 0..{len(self) - 1}; got {index}")
+        position = index % len(self)
+        start, stop = int(self._offsets[position]), int(self._offsets[position + 1])
+        n_query, n_key = (int(length) for length in self._lengths[position])
+        return self._file.read(self._name, slice(start, stop)).reshape(self._n_heads, n_query, n_key)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[index] for index in range(len(self)))
+
+
+class Snapshot(AbstractContextManager["Snapshot"]):
+    """One training step of a run, measured on its probe set. Layer 0 is the embeddings, layer k the output of block k.
+
+    Parameters
+    ----------
+    path
+        A snapshot file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_path": self._path}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; it is opened again when something is read."""
+        if "_file" in self.__dict__:
+            self._file.close()
+            del self.__dict__["_file"]
+
+    @cached_property
+    def _file(self) -> FileReader:
+        file = FileReader(self._path)
+        if file.meta.get("kind") != "snapshot" or type(file.meta.get("step")) is not int:
+            raise RunFormatError(f"{self._path}: must be a snapshot; got {file.meta.get('kind')!r}")
+        return file
+
+    @property
+    def step(self) -> int:
+        """Number of optimizer steps before this snapshot."""
+        return int(self._file.meta["step"])
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """The file's own description, without the list of its arrays."""
+        return MappingProxyType({key: value for key, value in self._file.meta.items() if key != "datasets"})
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the file in bytes."""
+        return self._path.stat().st_size
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """Stacks with anything stored: ``("model",)`` or ``("encoder", "decoder")``."""
+        found = {name.split("/")[1] for name in self._file.names if name.count("/") >= 3}
+        return tuple(stack for stack in ("model", "encoder", "decoder") if stack in found)
+
+    def layers(self, stack: str = "model") -> tuple[int, ...]:
+        """Layers with hidden states."""
+        return self._numbers(f"{PROBE}/{stack}/hidden_states/")
+
+    def attention_layers(self, stack: str = "model", kind: str = "self") -> tuple[int, ...]:
+        """Blocks with attention, counted from 1."""
+        return self._numbers(f"{PROBE}/{stack}/{kind}_attention/")
+
+    def pooled_kinds(self, stack: str = "model") -> tuple[str, ...]:
+        """Kinds of pooled vectors; the first is the model family's own stand-in for [CLS]."""
+        prefix = f"{PROBE}/{stack}/pooled/"
+        kinds = {name[len(prefix) :].split("/")[0] for name in self._file.names if name.startswith(prefix)}
+        return tuple(kind for kind in ("first", "last", "mean") if kind in kinds)
+
+    def pooled_layers(self, kind: str, stack: str = "model") -> tuple[int, ...]:
+        """Layers with pooled vectors of a kind."""
+        return self._numbers(f"{PROBE}/{stack}/pooled/{kind}/")
+
+    def hidden_states(self, layer: int, stack: str = "model") -> np.ndarray:
+        """(n_rows, d_model) hidden states of the sampled real tokens; row i is token :meth:`hidden_rows` [i]."""
+        return self._read(f"{PROBE}/{stack}/hidden_states/{layer}")
+
+    def hidden_rows(self, stack: str = "model") -> np.ndarray:
+        """(n_rows, 2) example and position of each row of the hidden states."""
+        return self._read(f"{PROBE}/{stack}/index/hidden_rows")
+
+    def attentions(self, layer: int, stack: str = "model", kind: str = "self") -> Ragged:
+        """Attention probabilities among real tokens of one block, one (n_heads, n_query, n_key) array per example."""
+        name = f"{PROBE}/{stack}/{kind}_attention/{layer}"
+        self._require(name)
+        prefix = "" if kind == "self" else f"{kind}_"
+        lengths = self._read(f"{PROBE}/{stack}/index/{prefix}attention_shape")
+        n_heads = self._file.facts(name).get("n_heads")
+        if type(n_heads) is not int or n_heads < 1 or lengths.ndim != 2 or (lengths < 0).any():
+            raise RunFormatError(f"{self._path}: `{name}` must state its heads and lengths")
+        return Ragged(self._file, name, n_heads, lengths)
+
+    def attention_examples(self, stack: str = "model") -> np.ndarray:
+        """Index in the probe set of each example whose attention is stored."""
+        return self._read(f"{PROBE}/{stack}/index/attention_examples")
+
+    def n_heads(self, stack: str = "model", kind: str = "self") -> int:
+        """Number of heads of each block."""
+        layers = self.attention_layers(stack, kind)
+        return self.attentions(layers[0], stack, kind).n_heads if layers else 0
+
+    def pooled(self, kind: str, layer: int, stack: str = "model") -> np.ndarray:
+        """(n_examples, d_model) one vector per example: the first or last real token, or the mean of the real tokens."""
+        return self._read(f"{PROBE}/{stack}/pooled/{kind}/{layer}")
+
+    def outputs(self) -> Outputs | None:
+        """What the model said about the probe examples, or ``None`` when it has no head."""
+        prefix = f"{PROBE}/outputs/"
+        for kind in ("logits", "nll", "token_logits"):
+            if prefix + kind in self._file:
+                offsets = f"{prefix}{kind}_offsets"
+                return Outputs(kind, self._read(prefix + kind), self._read(offsets) if offsets in self._file else None)
+        return None
+
+    def parameter_changes(self) -> dict[str, tuple[float, float]]:
+        """L2 distance from step 0 and L2 norm of each recorded weight tensor, by name; empty when not recorded."""
+        if "parameters/names" not in self._file:
+            return {}
+        names = json.loads(self._read("parameters/names").tobytes())
+        distance, norm = self._read("parameters/distance"), self._read("parameters/norm")
+        return {str(name): (float(d), float(n)) for name, d, n in zip(names, distance, norm, strict=True)}
+
+    def resolution(self, quantity: str, layer: int, stack: str = "model") -> float:
+        """Relative spacing of the stored numbers, such as 9.8e-4 for float16: what lies below cannot be seen.
+
+        Parameters
+        ----------
+        quantity
+            ``"hidden_states"``, ``"self_attention"`` or ``"cross_attention"``.
+        layer, stack
+            Which layer of which stack.
+        """
+        name = f"{PROBE}/{stack}/{quantity}/{layer}"
+        self._require(name)
+        return float(np.finfo(np.dtype(self._file.facts(name)["dtype"])).eps)
+
+    def _numbers(self, prefix: str) -> tuple[int, ...]:
+        tails = (name[len(prefix) :] for name in self._file.names if name.startswith(prefix))
+        return tuple(sorted(int(tail) for tail in tails if tail.isdecimal()))
+
+    def _read(self, name: str) -> np.ndarray:
+        self._require(name)
+        return self._file.read(name)
+
+    def _require(self, name: str) -> None:
+        if name not in self._file:
+            folder = name.rpartition("/")[0] + "/"
+            there = [other for other in self._file.names if other.startswith(folder)]
+            raise RunFormatError(
+                f"{self._path}: `{name}` must have been captured; this snapshot holds {there or 'nothing of the kind'}"
+            )
+
+
+class Run:
+    """A run directory: provenance, probe set, steps, and a :class:`Snapshot` for each step. Read-only.
+
+    Parameters
+    ----------
+    path
+        A run directory; see :func:`open_run`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        require_run(path)
+        self.path = path
+        self.manifest: Mapping[str, Any] = read_manifest(path)
+        self._snapshots: dict[int, Snapshot] = {}
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, steps={list(self.steps)})"
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.path.resolve().name
+
+    @cached_property
+    def probe_set(self) -> ProbeSet:
+        """The inputs on which every snapshot was measured."""
+        return read_probe_set(probe_path(self.path))
+
+    @cached_property
+    def steps(self) -> tuple[int, ...]:
+        """Steps with a snapshot, ascending."""
+        return list_steps(self.path)
+
+    @property
+    def max_steps(self) -> int | None:
+        """Number of steps the training was planned for, or ``None`` when unknown."""
+        planned = self.manifest.get("max_steps")
+        return planned if isinstance(planned, int) and planned > 0 else None
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """Stacks with anything stored: ``("model",)`` or ``("encoder", "decoder")``."""
+        return self[self.steps[0]].stacks if self.steps else ()
+
+    @cached_property
+    def scalars(self) -> list[dict[str, Any]]:
+        """What the trainer logged: one mapping per line, each with its ``step``."""
+        return read_scalars(self.path)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the capture had to say, such as what the budget made smaller."""
+        return tuple(str(note) for note in self.manifest.get("notes", ()))
+
+    def __getitem__(self, step: int) -> Snapshot:
+        if step not in self.steps:
+            raise StepNotFoundError(f"{self.path}: `step` must be one of {list(self.steps)}; got {step}")
+        return self._snapshots.setdefault(step, Snapshot(snapshot_path(self.path, step)))
+
+    def __iter__(self) -> Iterator[Snapshot]:
+        return (self[step] for step in self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run directory.
+
+    Parameters
+    ----------
+    path
+        A folder written by ``dynprobe capture``, the Trainer callback or a Recorder.
+
+    Returns
+    -------
+    Run
+        Its snapshots are read when they are asked for.
+
+    Raises
+    ------
+    RunFormatError
+        When the path is no run directory, or one of a later format.
+
+    Examples
+    --------
+    >>> run = open_run("runs/seed-1")  # doctest: +SKIP
+    >>> run[run.steps[-1]].hidden_states(6).shape  # doctest: +SKIP
+    (8192, 384)
+    """
+    return Run(Path(path))
