@@ -10,8 +10,8 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dynprobe.capture.default_probe import TRAINING_DATA_NOTE, probe_set_from_trainer
-from dynprobe.capture.plan import CaptureSettings
 from dynprobe.capture.recorder import Recorder
+from dynprobe.capture.settings import CaptureSettings
 from dynprobe.errors import CaptureError
 from dynprobe.probe_set import ProbeSet
 
@@ -46,7 +46,7 @@ class DynprobeCallback(TrainerCallback):
     probe_set
         The fixed inputs to measure the model on; by default 512 examples of the trainer's evaluation data.
     settings
-        What to keep and when; see :class:`~dynprobe.capture.plan.CaptureSettings`.
+        What to keep and when; see :class:`~dynprobe.capture.settings.CaptureSettings`.
     facts
         JSON-able facts for the manifest, such as the task.
     existing
@@ -217,7 +217,7 @@ def _move_to_end(trainer: Trainer, callback: TrainerCallback) -> None:
 def _training_facts(args: TrainingArguments) -> dict[str, Any]:
     values = {name: getattr(args, name, None) for name in _ARGUMENTS}
     return {
-        name: value if isinstance(value, bool | int | float) else str(value)
+        name: value if isinstance(value, bool | int | float) else str(getattr(value, "value", value))
         for name, value in values.items()
         if value is not None
     }

@@ -1,23 +1,25 @@
-"""Capture in a program that does not know of it: options and news travel through the environment and a status file."""
+"""Running a program that does not know of capture: options travel in the environment, news comes back in a status file.
+
+This side belongs to the command line and imports neither torch nor transformers; :mod:`dynprobe.capture.injected` is the other.
+"""
 
 import json
 import os
 import signal
 import subprocess
-import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dynprobe.errors import NothingCapturedError, UsageError
-from dynprobe.storage.directory import list_steps
+from dynprobe.storage.directory import is_run, list_steps
 
+# Names of environment variables.
 OPTIONS = "DYNPROBE_CAPTURE"
+STATUS = "DYNPROBE_STATUS"
+
 _BOOTSTRAP = Path(__file__).parent / "bootstrap"
-_STATUS = "DYNPROBE_STATUS"
-_trained_here = 0
 
 
 @dataclass(frozen=True)
@@ -62,57 +64,26 @@ def run_with_capture(command: Sequence[str], options: InjectedOptions, status_fi
     Raises
     ------
     UsageError
-        When the command cannot be started.
+        When the run directory holds a run, or the command cannot be started.
     NothingCapturedError
         When the command ended with 0 and no snapshot was taken, with the reason.
     """
     environment = {
         **os.environ,
         OPTIONS: json.dumps(asdict(options)),
-        _STATUS: str(status_file),
+        STATUS: str(status_file),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(_BOOTSTRAP), os.environ.get("PYTHONPATH")])),
     }
+    if options.existing == "refuse" and is_run(Path(options.run_dir)):
+        raise UsageError(
+            f"{options.run_dir}: the run directory must be new; got one that holds a run. Choose another path with -o, "
+            "or give --force to replace it or --resume to go on with it"
+        )
     before = list_steps(Path(options.run_dir)) if options.existing == "resume" else ()
     code = _run(command, environment)
     if code == 0 and not set(list_steps(Path(options.run_dir))) - set(before):
         raise NothingCapturedError(_why_nothing(status_file, command))
     return code
-
-
-def attach_from_environment(trainer: Any) -> None:
-    """Add capture to a Trainer as the environment says; called by the bootstrap after ``Trainer.__init__``."""
-    from dynprobe.capture.callback import DynprobeCallback  # noqa: PLC0415 - importing it needs transformers
-
-    options = InjectedOptions(**json.loads(os.environ[OPTIONS]))
-    _report({"event": "trainer"})
-
-    class InjectedCallback(DynprobeCallback):
-        """Faults before training start are reported, never raised: the program does not know of capture."""
-
-        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            global _trained_here  # noqa: PLW0603 - one process may train several models, one after the other
-            _trained_here += 1
-            if _trained_here > 1:
-                self.run_dir = Path(f"{options.run_dir}-{_trained_here}")
-            try:
-                super().on_train_begin(*args, **kwargs)
-            except Exception as error:  # noqa: BLE001 - as above
-                self._stop()
-                _report({"event": "fault", "reason": str(error)})
-                warnings.warn(f"dynprobe: this training is not captured: {error}", stacklevel=2)
-
-    trainer.add_callback(_callback(InjectedCallback, options))
-
-
-def _callback(kind: Any, options: InjectedOptions) -> Any:
-    from dynprobe.capture.plan import CaptureSettings  # noqa: PLC0415
-    from dynprobe.storage.layout import probe_path  # noqa: PLC0415
-    from dynprobe.storage.probe_file import read_probe_set  # noqa: PLC0415
-
-    probe = None if options.probe_run is None else read_probe_set(probe_path(Path(options.probe_run)))
-    return kind(
-        options.run_dir, probe_set=probe, settings=CaptureSettings(**options.settings), existing=options.existing
-    )
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -131,17 +102,6 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return code if code >= 0 else 128 - code
-
-
-def _report(record: Mapping[str, Any]) -> None:
-    """Append one line to the status file; a program that goes on without one is no reason to fail."""
-    path = os.environ.get(_STATUS)
-    if path:
-        try:
-            with Path(path).open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(dict(record)) + "\n")
-        except OSError as error:
-            print(f"dynprobe: could not write {path}: {error}", file=sys.stderr)  # noqa: T201
 
 
 def _why_nothing(status_file: Path, command: Sequence[str]) -> str:

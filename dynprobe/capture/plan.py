@@ -1,56 +1,18 @@
 """What a snapshot will hold, chosen before training starts so that a whole run fits its budget of bytes."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from dynprobe.capture.architecture import Architecture, Stack, require_token_attention
-from dynprobe.capture.schedule import DEFAULT_SCHEDULE, Schedule
-from dynprobe.errors import UsageError
+from dynprobe.capture.schedule import Schedule
+from dynprobe.capture.settings import CaptureSettings, show_bytes
 from dynprobe.probe_set import ProbeSet
 
-DEFAULT_BUDGET = 2 * 10**9
 DEFAULT_N_TOKENS = 8192
 DEFAULT_ATTENTION_EXAMPLES = 64
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _HALF = 2  # bytes of a float16
-
-
-@dataclass(frozen=True)
-class CaptureSettings:
-    """What the user asked for.
-
-    Attributes
-    ----------
-    hidden
-        Tokens whose hidden states are kept: ``"sample"`` (max(8192, 10 d_model), less when the budget is small), ``"all"``,
-        ``"none"``, or a number.
-    attention
-        Examples whose attention is kept: ``"sample"`` (64, less when the budget is small), ``"all"``, ``"none"``, or a number.
-    schedule
-        When snapshots are taken; see :class:`~dynprobe.capture.schedule.Schedule`.
-    budget
-        Bytes for all snapshots of the run. What was asked for by a number, or as ``"all"``, is kept even beyond it.
-    weights
-        Whether to record how far each trained weight tensor has moved from step 0 (needs a copy of them in memory).
-    """
-
-    hidden: str | int = "sample"
-    attention: str | int = "sample"
-    schedule: str = DEFAULT_SCHEDULE
-    budget: int = DEFAULT_BUDGET
-    weights: bool = True
-
-    def __post_init__(self) -> None:
-        Schedule.parse(self.schedule)
-        if self.budget < 1:
-            raise UsageError(f"`budget` must be a positive number of bytes; got {self.budget}")
-        for name in ("hidden", "attention"):
-            value = getattr(self, name)
-            if value not in ("sample", "all", "none") and not (isinstance(value, int) and value >= 1):
-                raise UsageError(f"`{name}` must be 'sample', 'all', 'none' or a positive number; got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -158,33 +120,6 @@ def sample_tokens(probe: ProbeSet, stack: str, n_tokens: int) -> np.ndarray:
     example_keys = np.array([int(content, 16) for content in probe.example_ids], dtype=np.uint64)
     priority = _mixed(example_keys[rows[:, 0]] + rows[:, 1].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
     return rows[np.sort(np.argsort(priority, kind="stable")[:n_tokens])]
-
-
-def parse_bytes(text: str) -> int:
-    """Number of bytes written as ``2GB``, ``500 MB``, ``1.5GiB`` or ``1000000``.
-
-    Raises
-    ------
-    UsageError
-        For anything else.
-
-    Examples
-    --------
-    >>> parse_bytes("1.5GB")
-    1500000000
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if match is None or match.group(2).lower() not in _UNITS or float(match.group(1)) == 0:
-        raise UsageError(f"a size must be a positive number with a unit, such as 500MB or 2GB; got {text!r}")
-    return int(float(match.group(1)) * _UNITS[match.group(2).lower()])
-
-
-def show_bytes(n_bytes: float) -> str:
-    """A size in words, such as ``"1.5 GB"``."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if n_bytes >= size:
-            return f"{n_bytes / size:.3g} {unit}"
-    return f"{n_bytes:.0f} bytes"
 
 
 def _wanted(architecture: Architecture, probe: ProbeSet, settings: CaptureSettings, *, n_snapshots: int) -> _Amounts:

@@ -16,7 +16,8 @@ from torch import nn
 
 from dynprobe.capture.architecture import describe_model
 from dynprobe.capture.guard import attention_implementation, undisturbed, unwrapped
-from dynprobe.capture.plan import CaptureSettings, Plan, make_plan, show_bytes
+from dynprobe.capture.plan import Plan, make_plan
+from dynprobe.capture.settings import CaptureSettings, show_bytes
 from dynprobe.capture.snapshot_writer import SnapshotJob, parameter_arrays, write_snapshot
 from dynprobe.capture.weights import StartingWeights
 from dynprobe.errors import CaptureError, IncompatibleRunsError, UsageError

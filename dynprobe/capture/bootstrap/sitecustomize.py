@@ -1,13 +1,16 @@
 """Started by every Python process under ``dynprobe capture -- CMD``: waits for transformers' Trainer and adds capture to it.
 
-This folder stands on PYTHONPATH, so this file runs at interpreter start. It imports nothing heavy, runs the sitecustomize that it
-hides, and no fault of its own may reach the program.
+This folder stands on PYTHONPATH, so this file runs at interpreter start. It imports nothing heavy, runs the sitecustomize
+that it hides, and no fault of its own may reach the program.
 """
 
+import functools
 import importlib.machinery
 import importlib.util
 import os
 import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _TARGET = "transformers.trainer"
@@ -16,7 +19,7 @@ _TARGET = "transformers.trainer"
 class _TrainerFinder:
     """Import hook that patches the Trainer right after its module was executed."""
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if name != _TARGET:
             return None
         sys.meta_path.remove(self)
@@ -24,31 +27,31 @@ class _TrainerFinder:
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
-            def execute_and_patch(module):
+            def execute_and_patch(module: ModuleType) -> None:
                 execute(module)
                 _patch(module)
 
-            spec.loader.exec_module = execute_and_patch
+            spec.loader.exec_module = execute_and_patch  # type: ignore[method-assign]
         return spec
 
 
-def _patch(module):
+def _patch(module: ModuleType) -> None:
     original = module.Trainer.__init__
 
-    def __init__(self, *args, **kwargs):
+    @functools.wraps(original)
+    def init_with_capture(self: object, *args: object, **kwargs: object) -> None:
         original(self, *args, **kwargs)
         try:
-            from dynprobe.capture.inject import attach_from_environment
+            from dynprobe.capture.injected import attach_from_environment
 
-            attach_from_environment(self)
+            attach_from_environment(self)  # type: ignore[arg-type]
         except Exception as error:
-            print("dynprobe: this training is not captured: %s" % error, file=sys.stderr)
+            print(f"dynprobe: this training is not captured: {error}", file=sys.stderr)
 
-    __init__.__wrapped__ = original
-    module.Trainer.__init__ = __init__
+    module.Trainer.__init__ = init_with_capture
 
 
-def _run_hidden_sitecustomize():
+def _run_hidden_sitecustomize() -> None:
     """Run the sitecustomize that would have been found without ours."""
     rest = [entry for entry in sys.path if os.path.abspath(entry or os.getcwd()) != _HERE]
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize", rest)

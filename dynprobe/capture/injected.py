@@ -1,0 +1,65 @@
+"""Inside a program started by ``dynprobe capture -- CMD``: adds capture to each Trainer, and reports."""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
+from dynprobe.capture.callback import DynprobeCallback
+from dynprobe.capture.inject import OPTIONS, STATUS, InjectedOptions
+from dynprobe.capture.settings import CaptureSettings
+from dynprobe.storage.layout import probe_path
+from dynprobe.storage.probe_file import read_probe_set
+
+# One process may train several models, one after the other: run, run-2, run-3.
+_trainings_begun = 0
+
+
+class InjectedCallback(DynprobeCallback):
+    """As its base, but a fault before training is reported and not raised: the program does not know of capture."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin capture in the run directory of this training."""
+        global _trainings_begun
+        _trainings_begun += 1
+        if _trainings_begun > 1:
+            self.run_dir = self.run_dir.with_name(f"{self.run_dir.name}-{_trainings_begun}")
+        try:
+            super().on_train_begin(args, state, control, **kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training is worth more
+            self._stop()
+            report({"event": "fault", "reason": str(error) or repr(error)})
+            warnings.warn(f"dynprobe: this training is not captured: {error}", stacklevel=2)
+
+
+def attach_from_environment(trainer: Trainer) -> None:
+    """Add capture to a Trainer as the environment says; called by the bootstrap after ``Trainer.__init__``."""
+    options = InjectedOptions(**json.loads(os.environ[OPTIONS]))
+    report({"event": "trainer"})
+    try:
+        probe = None if options.probe_run is None else read_probe_set(probe_path(Path(options.probe_run)))
+        callback = InjectedCallback(
+            options.run_dir, probe_set=probe, settings=CaptureSettings(**options.settings), existing=options.existing
+        )
+    except Exception as error:
+        report({"event": "fault", "reason": str(error)})
+        raise
+    trainer.add_callback(callback)
+
+
+def report(record: Mapping[str, Any]) -> None:
+    """Append one line to the status file; a program whose news are lost is no reason to end it."""
+    path = os.environ.get(STATUS)
+    if path:
+        try:
+            with Path(path).open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(dict(record)) + "\n")
+        except OSError as error:
+            print(f"dynprobe: could not write {path}: {error}", file=sys.stderr)  # noqa: T201

@@ -1,0 +1,161 @@
+"""Loading a saved model for measurement: from a folder, a name, an adapter, or an installed package that carries weights."""
+
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch import nn
+
+from dynprobe.capture.recorder import Recorder
+from dynprobe.capture.settings import CaptureSettings
+from dynprobe.errors import UsageError
+from dynprobe.probe_set import DEFAULT_MAX_LENGTH, ProbeSet
+
+_PACKAGE = "package:"
+_ADAPTER = "adapter_config.json"
+
+
+def resolve_model(name: str) -> str:
+    """Folder of a model, or its name on the model hub.
+
+    Parameters
+    ----------
+    name
+        A folder; ``package:NAME`` for the weights inside an installed Python package; or a name on the model hub.
+
+    Raises
+    ------
+    UsageError
+        When the package is not installed or holds no model, or the folder holds none.
+    """
+    if name.startswith(_PACKAGE):
+        return str(_folder_in_package(name.removeprefix(_PACKAGE)))
+    path = Path(name).expanduser()
+    if path.is_dir() and not any((path / file).is_file() for file in ("config.json", _ADAPTER)):
+        raise UsageError(f"{name}: a model folder must hold config.json or {_ADAPTER}; got {sorted(_names(path))[:6]}")
+    if not path.exists() and name.startswith((".", "/", "~")):
+        raise UsageError(
+            f"{name}: a model must be a folder, package:NAME or a name on the model hub; got nothing there"
+        )
+    return str(path) if path.is_dir() else name
+
+
+def load_model(name: str) -> nn.Module:
+    """A saved model with the head it was saved with, or a PEFT adapter on its base.
+
+    Parameters
+    ----------
+    name
+        As for :func:`resolve_model`.
+
+    Raises
+    ------
+    UsageError
+        When there is no model of that name, or PEFT is needed and not installed.
+    """
+    place = resolve_model(name)
+    if (Path(place) / _ADAPTER).is_file():
+        return _load_adapter(place)
+    try:
+        config = transformers.AutoConfig.from_pretrained(place)
+        kind = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
+        return kind.from_pretrained(place, config=config).eval()  # type: ignore[no-any-return]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name}: must be a model that transformers can load; {error}") from error
+
+
+def load_tokenizer(*names: str) -> Any:
+    """The tokenizer of the first of several models that has one.
+
+    Raises
+    ------
+    UsageError
+        When none has one.
+    """
+    for name in names:
+        try:
+            return transformers.AutoTokenizer.from_pretrained(resolve_model(name))
+        except (OSError, ValueError):
+            continue
+    raise UsageError(f"one of {list(names)} must come with a tokenizer; got none. Save the tokenizer beside the model")
+
+
+def capture_pair(
+    base: str,
+    tuned: str,
+    texts: Sequence[tuple[str, ...]],
+    folder: Path,
+    *,
+    settings: CaptureSettings | None = None,
+    max_length: int = DEFAULT_MAX_LENGTH,
+) -> tuple[Path, Path]:
+    """Capture two saved models on the same texts, without any training: one snapshot each.
+
+    Parameters
+    ----------
+    base, tuned
+        As for :func:`resolve_model`.
+    texts
+        One tuple of one or two texts per example.
+    folder
+        Where the two run directories are made.
+    settings, max_length
+        What to keep; number of tokens of an example.
+
+    Returns
+    -------
+    tuple of pathlib.Path
+        The two run directories.
+    """
+    probe = ProbeSet.from_texts(texts, load_tokenizer(tuned, base), max_length=max_length)
+    paths = []
+    for role, name in (("base", base), ("tuned", tuned)):
+        path = folder / role
+        facts = {"source": name}
+        with Recorder(load_model(name), probe, path, settings=settings, max_steps=0, facts=facts) as recorder:
+            recorder.snapshot(0)
+        paths.append(path)
+    return paths[0], paths[1]
+
+
+def _load_adapter(place: str) -> nn.Module:
+    try:
+        from peft import AutoPeftModel, PeftConfig  # noqa: PLC0415 - an optional package
+    except ImportError as error:
+        raise UsageError(f"{place}: holds a PEFT adapter; install it with `pip install dynprobe[peft]`") from error
+    config = PeftConfig.from_pretrained(place)
+    kinds = {
+        "SEQ_CLS": transformers.AutoModelForSequenceClassification,
+        "CAUSAL_LM": transformers.AutoModelForCausalLM,
+        "TOKEN_CLS": transformers.AutoModelForTokenClassification,
+        "SEQ_2_SEQ_LM": transformers.AutoModelForSeq2SeqLM,
+    }
+    try:
+        if config.task_type in kinds:
+            import peft  # noqa: PLC0415
+
+            base = kinds[config.task_type].from_pretrained(resolve_model(str(config.base_model_name_or_path)))
+            return peft.PeftModel.from_pretrained(base, place).eval()
+        return AutoPeftModel.from_pretrained(place).eval()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{place}: its base model must be loadable; {error}") from error
+
+
+def _folder_in_package(package: str) -> Path:
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        raise UsageError(
+            f"the package {package!r} must be installed; `make assets` installs the pretrained weights of the demo"
+        ) from None
+    configs = [Path(str(file.locate())) for file in files if file.name == "config.json"]
+    models = [path.parent for path in configs if any(path.parent.glob("*.safetensors"))]
+    if not models:
+        raise UsageError(f"the package {package!r} must hold a model with safetensors weights; got none")
+    return models[0]
+
+
+def _names(path: Path) -> list[str]:
+    return [entry.name for entry in path.iterdir()]

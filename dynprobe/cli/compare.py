@@ -1,0 +1,100 @@
+"""`dynprobe compare`: two runs, or two saved models, and what differs."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dynprobe.cli.console import complain, err, progress_bar, say, show_table
+
+if TYPE_CHECKING:
+    from dynprobe.result import Result
+
+
+@click.command()
+@click.argument("a", metavar="RUN_A")
+@click.argument("b", metavar="RUN_B")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report, one self-contained HTML file.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all numbers as versioned JSON.")
+@click.option(
+    "--texts", type=click.Path(path_type=Path), help="RUN_A and RUN_B are saved models: measure them on these texts."
+)
+@click.option(
+    "--keep", type=click.Path(path_type=Path), help="With --texts: keep the two run directories in this folder."
+)
+@click.option("--specials/--no-specials", default=False, help="Count special tokens such as [CLS] and [SEP].  [no]")
+@click.option(
+    "--fail-on", multiple=True, metavar="METRIC>VALUE", help="Exit with 1 when a value between the ends exceeds it."
+)
+@click.option("--force", is_flag=True, help="Replace output files that exist.")
+def compare(  # noqa: PLR0913 - one per option
+    a: str,
+    b: str,
+    output: Path | None,
+    json_file: Path | None,
+    texts: Path | None,
+    keep: Path | None,
+    specials: bool,  # noqa: FBT001
+    fail_on: tuple[str, ...],
+    force: bool,  # noqa: FBT001
+) -> None:
+    """Compare two runs on the same probe set: which layers changed, and what the models now say.
+
+    \b
+    Without any training run, compare a base model with a tuned model or adapter:
+      dynprobe compare BASE_MODEL TUNED_MODEL --texts texts.txt -o report.html
+
+    \b
+    FILE of --texts: one text per line, or CSV / JSONL / Parquet with text columns.
+    A model is a folder, package:NAME for weights in an installed package, or a name on the model hub.
+    """
+    from dynprobe.cli.thresholds import Threshold, exceeded
+    from dynprobe.report import terminal_tables, write_json, write_report
+    from dynprobe.report.writing import check_writable
+
+    thresholds = [Threshold.parse(text) for text in fail_on]
+    for path in (output, json_file):
+        if path is not None:
+            check_writable(path, force=force)
+    result = _compared(a, b, texts=texts, keep=keep, specials=specials)
+    for table in terminal_tables(result):
+        show_table(table.title, table.columns, table.rows)
+    for sentence in result.findings:
+        say(f"• {sentence}")
+    for note in result.notes:
+        say(f"Note: {note}")
+    if output is not None:
+        write_report(result, output, force=force)
+        err.print(f"Report: {output}", markup=False)
+    if json_file is not None:
+        write_json(result, json_file, force=force)
+        err.print(f"Numbers: {json_file}", markup=False)
+    if output is None:
+        err.print("Next: add -o report.html for the report with pictures", markup=False)
+    broken = exceeded(result, thresholds)
+    for sentence in broken:
+        complain(sentence)
+    sys.exit(1 if broken else 0)
+
+
+def _compared(a: str, b: str, *, texts: Path | None, keep: Path | None, specials: bool) -> "Result":
+    from dynprobe.analysis import compare as compare_runs
+    from dynprobe.errors import UsageError
+    from dynprobe.run import open_run
+    from dynprobe.storage.directory import is_run
+
+    with tempfile.TemporaryDirectory(prefix="dynprobe-") as scratch, progress_bar() as advance:
+        paths = (Path(a), Path(b))
+        if texts is not None:
+            from dynprobe.capture.models import capture_pair
+            from dynprobe.tasks import read_texts
+
+            advance(0, 3, "measuring both models")
+            paths = capture_pair(a, b, read_texts(texts), keep or Path(scratch))
+        elif not any(is_run(path) for path in paths) and any((path / "config.json").is_file() for path in paths):
+            raise UsageError(
+                f"{a} and {b} must be run directories; got saved models. Give --texts FILE to measure both on its texts"
+            )
+        return compare_runs(open_run(paths[0]), open_run(paths[1]), specials=specials, progress=advance)

@@ -1,0 +1,66 @@
+"""The facts of a run that `dynprobe info` shows."""
+
+from typing import Any
+
+from dynprobe.capture.settings import show_bytes
+from dynprobe.run import Run
+
+
+def facts_of(run: Run) -> dict[str, Any]:
+    """JSON-able facts of a run: model, probe set, steps, sizes, notes."""
+    probe = run.probe_set
+    return {
+        "path": str(run.path),
+        "format": run.manifest.get("format"),
+        "created": run.manifest.get("created"),
+        "model": run.manifest.get("model", {}),
+        "training": run.manifest.get("training", {}),
+        "versions": run.manifest.get("versions", {}),
+        "steps": list(run.steps),
+        "max_steps": run.max_steps,
+        "bytes": {step: run[step].n_bytes for step in run.steps},
+        "probe": {
+            "fingerprint": probe.fingerprint,
+            "label_fingerprint": probe.label_fingerprint,
+            "n_examples": probe.n_examples,
+            "n_real_tokens": {stack: probe.n_real_tokens(stack) for stack in probe.real},
+            "label_names": list(probe.label_names or ()),
+            "origin": probe.origin,
+        },
+        "holds": {stack: _holds(run, stack) for stack in run.stacks},
+        "notes": list(run.notes),
+    }
+
+
+def lines_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The same facts as rows of a table of two columns."""
+    model, probe, sizes = facts["model"], facts["probe"], list(facts["bytes"].values())
+    total = show_bytes(sum(sizes))
+    rows = [
+        ("model", f"{model.get('name', 'unknown')} ({model.get('model_class', 'unknown')})"),
+        ("created", str(facts["created"] or "unknown")),
+        ("steps", ", ".join(map(str, facts["steps"])) or "none"),
+        ("planned steps", str(facts["max_steps"] or "unknown")),
+        ("size", f"{len(sizes)} snapshots of {show_bytes(max(sizes, default=0))}, {total} in all"),
+        ("probe set", f"{probe['n_examples']} examples, {probe['origin']}, fingerprint {probe['fingerprint'][:16]}"),
+        ("real tokens", ", ".join(f"{count} ({stack})" for stack, count in probe["n_real_tokens"].items())),
+        ("labels", ", ".join(probe["label_names"]) or ("yes" if probe["label_fingerprint"] else "none")),
+    ]
+    rows += [(f"holds ({stack})", holds) for stack, holds in facts["holds"].items()]
+    rows += [(str(name), str(value)) for name, value in facts["training"].items()]
+    return rows
+
+
+def _holds(run: Run, stack: str) -> str:
+    snapshot = run[run.steps[0]]
+    parts = []
+    if snapshot.layers(stack):
+        rows = len(snapshot.hidden_rows(stack))
+        parts.append(f"hidden states of {rows} tokens in {len(snapshot.layers(stack))} layers")
+    if snapshot.attention_layers(stack):
+        examples = len(snapshot.attention_examples(stack))
+        parts.append(f"attention of {examples} examples in {len(snapshot.attention_layers(stack))} blocks")
+    parts.append(f"pooled vectors: {', '.join(snapshot.pooled_kinds(stack)) or 'none'}")
+    said = snapshot.outputs()
+    parts.append(f"outputs: {said.kind if said else 'none'}")
+    return "; ".join(parts)

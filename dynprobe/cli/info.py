@@ -1,0 +1,26 @@
+"""`dynprobe info`: what a run directory holds."""
+
+import json
+from pathlib import Path
+
+import click
+
+from dynprobe.cli.console import out, say, show_table
+
+
+@click.command()
+@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+def info(run_dir: Path, as_json: bool) -> None:  # noqa: FBT001 - an option
+    """Show what RUN holds: model, probe set, steps, sizes, and what its capture had to say."""
+    from dynprobe.cli.describe_run import facts_of, lines_of
+    from dynprobe.run import open_run
+
+    facts = facts_of(open_run(run_dir))
+    if as_json:
+        out.print_json(json.dumps(facts, default=str))
+        return
+    show_table(f"{facts['path']}", ("", "value"), lines_of(facts))
+    for note in facts["notes"]:
+        say(f"Note: {note}")
+    say(f"Next: dynprobe verify {run_dir}   or   dynprobe compare {run_dir} OTHER_RUN -o report.html")

@@ -1,0 +1,32 @@
+"""`dynprobe verify`: check every byte of a run directory."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from dynprobe.cli.console import complain, progress_bar, say
+
+
+@click.command()
+@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+def verify(run_dir: Path) -> None:
+    """Check every file of RUN against the checksums stored when it was written.
+
+    Exit code 0 when all is intact, 3 when something is damaged.
+    """
+    from dynprobe.storage.directory import list_steps
+    from dynprobe.storage.verify import verify_run
+
+    checks = []
+    with progress_bar() as advance:
+        for check in verify_run(run_dir):
+            checks.append(check)
+            advance(len(checks), len(list_steps(run_dir)) + 2, check.path.name)
+    damaged = [check for check in checks if check.problems]
+    for check in damaged:
+        for problem in check.problems:
+            complain(problem if problem.startswith(str(check.path)) else f"{check.path}: {problem}")
+    n_arrays = sum(check.n_arrays for check in checks)
+    say(f"{len(checks) - len(damaged)} of {len(checks)} files intact, {n_arrays} arrays checked: {run_dir}")
+    sys.exit(3 if damaged else 0)

@@ -1,0 +1,1 @@
+"""Whole experiments from parts: train with capture on, compare, report."""
