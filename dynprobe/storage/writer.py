@@ -1,12 +1,16 @@
 """Writing one immutable HDF5 file: temporary name, streamed blocks, sha256 of each dataset, fsync, rename.
 
-Datasets are contiguous and uncompressed. Chunked HDF5 can end the process with a segmentation fault when the disk is full;
-contiguous datasets raise an ordinary ``OSError``.
+HDF5 can end the process with a segmentation fault when the disk is full: it writes metadata, chunks and the last rows of
+arrays late, where an error has nowhere to go. So datasets are contiguous, and the space for each is reserved from the operating
+system before HDF5 hears of it; a full disk is then an ordinary ``OSError``.
 """
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +29,13 @@ from dynprobe.storage.layout import (
     is_safe_name,
     temporary_path,
 )
+
+
+# HDF5's own bookkeeping: more than it needs for a file, and for each array with the folders above it.
+_BYTES_PER_FILE = 2**16
+_BYTES_PER_ARRAY = 2**13
+# v110: readable by every HDF5 from 1.10 on. The chunk cache is switched off because nothing is chunked.
+_HDF5: dict[str, Any] = {"libver": ("v110", "v110"), "rdcc_nbytes": 0}
 
 
 class FileWriter:
@@ -64,13 +75,15 @@ class FileWriter:
         self._filled: dict[str, int] = {}
         self._digests: dict[str, Any] = {}
         self._facts: dict[str, dict[str, Any]] = {}
+        self._reserved = 0
 
     def __enter__(self) -> "FileWriter":
-        # v110: readable by every HDF5 from 1.10 on. The chunk cache is switched off because nothing is chunked. No lock:
-        # nobody else knows the temporary name, and network file systems may have no locks.
         self._temporary.unlink(missing_ok=True)
         try:
-            self._file = h5py.File(self._temporary, "w", libver=("v110", "v110"), rdcc_nbytes=0, locking=False)
+            self._temporary.write_bytes(_empty_file())
+            self._reserve(_BYTES_PER_FILE)
+            # No lock: nobody else knows the temporary name, and network file systems may have no locks.
+            self._file = h5py.File(self._temporary, "r+", locking=False, **_HDF5)
         except BaseException:
             self._temporary.unlink(missing_ok=True)
             raise
@@ -116,6 +129,7 @@ class FileWriter:
             raise ValueError(f"array `{name}` must hold plain numbers of at most 8 bytes; got {kind}")
         if not shape:
             raise ValueError(f"array `{name}` must have at least one axis; got a scalar")
+        self._reserve(math.prod(int(length) for length in shape) * kind.itemsize + _BYTES_PER_ARRAY)
         self._datasets[name] = self._file.create_dataset(name, shape=shape, dtype=kind.newbyteorder("<"))
         self._filled[name] = 0
         self._digests[name] = hashlib.sha256()
@@ -149,6 +163,20 @@ class FileWriter:
         self.create(name, array.shape, array.dtype, **facts)
         self.append(name, array)
 
+    def _reserve(self, n_bytes: int) -> None:
+        """Take space from the disk before HDF5 needs it; what is left over goes back when the file is closed."""
+        self._reserved += n_bytes
+        if not hasattr(os, "posix_fallocate"):
+            return
+        with self._temporary.open("r+b") as stream:
+            try:
+                os.posix_fallocate(stream.fileno(), 0, self._reserved)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot reserve
+                    raise OSError(
+                        error.errno, f"{error.strerror}: no space for {self._reserved} bytes", str(self._path)
+                    ) from None
+
     def _commit(self) -> None:
         incomplete = [name for name, data in self._datasets.items() if self._filled[name] != data.shape[0]]
         if incomplete:
@@ -179,8 +207,17 @@ class FileWriter:
         text = json.dumps(document, allow_nan=False).encode()  # ASCII: texts may hold halves of surrogate pairs
         if len(text) > MAX_META_BYTES:
             raise ValueError(f"{self._path}: its description must have at most {MAX_META_BYTES} bytes; got {len(text)}")
+        self._reserve(len(text) + 2 * _BYTES_PER_ARRAY)
         self._file.create_dataset(META, data=np.frombuffer(text, dtype=np.uint8))
         self._file.create_dataset(META_DIGEST, data=np.frombuffer(hashlib.sha256(text).digest(), dtype=np.uint8))
+
+
+def _empty_file() -> bytes:
+    """An HDF5 file without content, so that HDF5 only ever opens files whose space is reserved."""
+    image = io.BytesIO()
+    with h5py.File(image, "w", **_HDF5):
+        pass
+    return image.getvalue()
 
 
 def write_text_atomically(path: Path, text: str) -> None:

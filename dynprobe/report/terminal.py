@@ -1,0 +1,85 @@
+"""Tables for a terminal, as plain data; the command line renders them."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from dynprobe.report.phrases import AGAINST, value_label
+from dynprobe.report.readings import Readings, last_steps, read
+from dynprobe.report.sections import metric_order
+from dynprobe.report.summary import summary_rows
+from dynprobe.report.wording import format_number, short_label
+from dynprobe.result import Result
+
+
+@dataclass(frozen=True)
+class TerminalTable:
+    """A table as clean text, without control characters.
+
+    Attributes
+    ----------
+    title
+        One line.
+    columns
+        Heads of the columns.
+    rows
+        Cells, one tuple per row, each as long as ``columns``.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def terminal_tables(result: Result) -> tuple[TerminalTable, ...]:
+    """A summary, then one table per run or pair: layers down, metrics across, at the last step.
+
+    Parameters
+    ----------
+    result
+        Any result.
+
+    Returns
+    -------
+    tuple of TerminalTable
+        Empty where the result has no rows. A value that was not measured is its status word.
+    """
+    readings = read(result)
+    subjects = tuple(dict.fromkeys(readings.rows["subject"]))
+    rows = tuple((row.measure, *row.cells) for row in summary_rows(readings, result.metrics, subjects))
+    summary = TerminalTable("Summary", ("measure", *subjects), rows)
+    tables = [summary] if rows else []
+    for comparison in ("from_start", "between", "within"):
+        tables += _layer_tables(readings, result, comparison)
+    return tuple(tables)
+
+
+def _layer_tables(readings: Readings, result: Result, comparison: str) -> list[TerminalTable]:
+    rows = readings.rows
+    plain = rows["layer"].notna() & rows["head"].isna() & rows["layer_b"].isna()
+    chosen = rows[plain & (rows["comparison"].fillna("within") == comparison)]
+    tables = []
+    for subject, own in chosen.groupby("subject", sort=False):
+        last = last_steps(own)
+        names = {
+            (metric, variant): value_label(result.metrics[metric]) + (f", {variant}" if variant else "")
+            for metric, variant in sorted(
+                set(last[["metric", "variant"]].itertuples(index=False, name=None)),
+                key=lambda key: (metric_order(key[0]), key[1]),
+            )
+        }
+        cells = {
+            (row.layer, row.metric, row.variant): _cell(row.value, str(row.status))
+            for row in last.itertuples(index=False)
+        }
+        layers = sorted(last["layer"].unique())
+        step = own["step"].max()
+        when = "" if pd.isna(step) else f"at step {step}"
+        title = ", ".join(word for word in (str(subject), AGAINST[comparison], when) if word)
+        table_rows = tuple((str(layer), *(cells.get((layer, *key), "") for key in names)) for layer in layers)
+        tables.append(TerminalTable(title, ("layer", *names.values()), table_rows))
+    return tables
+
+
+def _cell(value: float, status: str) -> str:
+    return short_label(status) if pd.isna(value) else format_number(value)
