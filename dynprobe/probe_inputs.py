@@ -159,6 +159,9 @@ def _example(
 ) -> dict[str, np.ndarray]:
     """One example as arrays with attention masks, without padding, cut to `max_length` tokens."""
     arrays = {name: as_array(value, f"example {index}: input `{name}`") for name, value in feature.items()}
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf":
+            raise ProbeSetError(f"example {index}: input `{name}` must be an array of numbers; got {array.dtype}")
     for tokens, mask in _TOKEN_INPUTS.items():
         if tokens not in arrays:
             continue

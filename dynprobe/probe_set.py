@@ -179,7 +179,7 @@ class ProbeSet:
         )
 
     @classmethod
-    def from_features(  # noqa: PLR0913 - one call from tokenised data, each argument an independent fact
+    def from_features(
         cls,
         features: Sequence[Mapping[str, Any]],
         *,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from dynprobe.cli.console import out, say, show_table
+from dynprobe.cli.console import out, say
 
 
 @click.command()
@@ -20,7 +20,11 @@ def info(run_dir: Path, as_json: bool) -> None:  # noqa: FBT001 - an option
     if as_json:
         out.print_json(json.dumps(facts, default=str))
         return
-    show_table(f"{facts['path']}", ("", "value"), lines_of(facts))
+    lines = lines_of(facts)
+    width = max(len(name) for name, _ in lines)
+    say(str(facts["path"]))
+    for name, value in lines:
+        say(f"  {name:<{width}}  {value}")
     for note in facts["notes"]:
         say(f"Note: {note}")
     say(f"Next: dynprobe verify {run_dir}   or   dynprobe compare {run_dir} OTHER_RUN -o report.html")

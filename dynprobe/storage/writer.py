@@ -30,7 +30,6 @@ from dynprobe.storage.layout import (
     temporary_path,
 )
 
-
 # HDF5's own bookkeeping: more than it needs for a file, and for each array with the folders above it.
 _BYTES_PER_FILE = 2**16
 _BYTES_PER_ARRAY = 2**13
