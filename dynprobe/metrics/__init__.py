@@ -1,0 +1,57 @@
+"""Measures of tensors: pure functions, batched over leading axes, on any device; they know no file and no model."""
+
+from dynprobe.metrics.divergence import js_divergence, symmetric_kl_divergence
+from dynprobe.metrics.isotropy import (
+    dimension_correlation,
+    dimension_std,
+    effective_rank,
+    explained_variance_ratio,
+    isoscore,
+    mean_cosine,
+    participation_ratio,
+)
+from dynprobe.metrics.probes import LinearProbe, fit_linear_probe
+from dynprobe.metrics.resampling import (
+    bootstrap_interval,
+    cca_chance_level,
+    jackknife_interval,
+    svcca_chance_level,
+    svcca_leave_group_out,
+    wilson_interval,
+)
+from dynprobe.metrics.similarity import (
+    cca_similarity,
+    linear_cka_similarity,
+    procrustes_similarity,
+    pwcca_similarity,
+    svcca_similarity,
+)
+from dynprobe.metrics.subspace import Subspace, principal_subspace, subspace_correlations
+
+__all__ = [
+    "LinearProbe",
+    "Subspace",
+    "bootstrap_interval",
+    "cca_chance_level",
+    "cca_similarity",
+    "dimension_correlation",
+    "dimension_std",
+    "effective_rank",
+    "explained_variance_ratio",
+    "fit_linear_probe",
+    "isoscore",
+    "jackknife_interval",
+    "js_divergence",
+    "linear_cka_similarity",
+    "mean_cosine",
+    "participation_ratio",
+    "principal_subspace",
+    "procrustes_similarity",
+    "pwcca_similarity",
+    "subspace_correlations",
+    "svcca_chance_level",
+    "svcca_leave_group_out",
+    "svcca_similarity",
+    "symmetric_kl_divergence",
+    "wilson_interval",
+]

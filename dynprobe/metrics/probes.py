@@ -1,0 +1,232 @@
+"""Linear probes: how well a label can be read from a representation by multinomial logistic regression."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynprobe.metrics._arrays import Array, like, observations, to_float64
+
+_MEMORY = 8  # pairs of steps and gradient changes that L-BFGS remembers
+_MAX_ITERATIONS = 400
+_HALVINGS = 30
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A fitted multinomial logistic regression; features need not be standardised before use.
+
+    Attributes
+    ----------
+    coefficients
+        (..., n_classes, n_features), per unit of each feature.
+    intercepts
+        (..., n_classes).
+    """
+
+    coefficients: Tensor
+    intercepts: Tensor
+
+    def logits(self, features: Array) -> Array:
+        """Unnormalised log-probabilities (..., n_samples, n_classes)."""
+        data = to_float64("features", features).to(self.coefficients.device)
+        if data.shape[-1] != self.coefficients.shape[-1]:
+            raise ValueError(
+                f"`features` must have the {self.coefficients.shape[-1]} columns that the probe was fitted on; "
+                f"got {data.shape[-1]}"
+            )
+        return like(data @ self.coefficients.mT + self.intercepts.unsqueeze(-2), features)
+
+    def predict(self, features: Array) -> Array:
+        """Most probable class (..., n_samples), 0-based."""
+        return like(torch.as_tensor(self.logits(features)).argmax(dim=-1), features)
+
+    def accuracy(self, features: Array, labels: Array) -> Array:
+        """Share of right predictions (...), in [0, 1]."""
+        truth = torch.as_tensor(_class_indices(labels), device=self.coefficients.device)
+        right = torch.as_tensor(self.predict(features)) == truth
+        return like(right.double().mean(dim=-1), features)
+
+    def log_loss(self, features: Array, labels: Array) -> Array:
+        """Mean negative log-likelihood of the labels (...), in nats."""
+        truth = torch.as_tensor(_class_indices(labels), device=self.coefficients.device)
+        log_p = torch.as_tensor(self.logits(features)).log_softmax(dim=-1)
+        picked = log_p.gather(-1, truth.expand(log_p.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+        return like(-picked.mean(dim=-1), features)
+
+
+def fit_linear_probe(
+    features: Array,
+    labels: Array,
+    *,
+    n_classes: int | None = None,
+    penalty: float = 1.0,
+    tolerance: float = 1e-9,
+) -> LinearProbe:
+    """Fit multinomial logistic regression on standardised features, many representations at once.
+
+    Parameters
+    ----------
+    features
+        Shape (..., n_samples, n_features), such as one representation per layer. Each feature is standardised with its own mean
+        and standard deviation; a feature that does not vary gets coefficient 0.
+    labels
+        Shape (..., n_samples): class of each sample, 0-based integers; the leading axes broadcast against those of `features`.
+    n_classes
+        Number of classes; by default the largest label plus one.
+    penalty
+        Weight of ½‖coefficients‖² (of the standardised features) against the sum of the losses; scikit-learn's 1/C.
+        Intercepts are not penalised.
+    tolerance
+        The fit ends when no entry of the gradient of the mean loss exceeds it. 1e-4 is enough for an accuracy and three times
+        faster.
+
+    Returns
+    -------
+    LinearProbe
+        In the units of the features as given.
+
+    Raises
+    ------
+    ValueError
+        For labels that are no classes, a wrong number of them, only one class, or a penalty that is not positive.
+
+    Notes
+    -----
+    Agrees with scikit-learn's ``LogisticRegression(C=1/penalty)`` on standardised features, also in its convention for two
+    classes. Solved by L-BFGS in the coordinates in which the curvature is at most 1 (Böhning 1992): one Cholesky factorisation
+    of the second moments, then products only.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> probe = fit_linear_probe(np.array([[-2.0], [-1.0], [1.0], [2.0]]), np.array([0, 0, 1, 1]))
+    >>> probe.predict(np.array([[-3.0], [3.0]]))
+    array([0, 1])
+    """
+    data, classes = observations("features", features), _class_indices(labels)
+    if classes.ndim == 0 or classes.shape[-1] != data.shape[-2]:
+        raise ValueError(f"`labels` must give a class to each of {data.shape[-2]} samples; got shape {classes.shape}")
+    n = int(classes.max()) + 1 if n_classes is None else n_classes
+    if (classes.min(axis=-1) == classes.max(axis=-1)).any() or classes.max() >= n:
+        raise ValueError(f"`labels` must hold at least 2 of {n} classes; got {np.unique(classes)[:8].tolist()}")
+    if not penalty > 0:
+        raise ValueError(f"`penalty` must be positive; got {penalty}")
+    mean, scale = data.mean(dim=-2, keepdim=True), _scale(data)
+    truth = torch.nn.functional.one_hot(torch.as_tensor(classes, device=data.device), n).to(data.dtype)
+    weights, intercepts = _fit_standardised(
+        (data - mean) / scale, truth, penalty=2 * penalty if n == 2 else penalty, tolerance=tolerance
+    )
+    coefficients = weights.mT / scale
+    return LinearProbe(coefficients, intercepts - (coefficients @ mean.mT).squeeze(-1))
+
+
+def _scale(data: Tensor) -> Tensor:
+    constant = (data == data[..., :1, :]).all(dim=-2, keepdim=True)
+    std = data.std(dim=-2, correction=0, keepdim=True)
+    return torch.where(constant | (std == 0), torch.full_like(std, torch.inf), std)
+
+
+def _class_indices(labels: Any) -> np.ndarray:
+    array = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    if array.dtype.kind not in "iu" or (array.size and array.min() < 0):
+        raise ValueError(
+            f"`labels` must be 0-based class indices, one per sample; got {array.dtype} of shape {array.shape}"
+        )
+    return array.astype(np.int64)
+
+
+def _fit_standardised(data: Tensor, truth: Tensor, *, penalty: float, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Weights (..., n_features, n_classes) and intercepts (..., n_classes) for centred data."""
+    n_samples, n_features = data.shape[-2:]
+    if n_features > n_samples:  # the weights lie in the span of the samples
+        basis, triangle = torch.linalg.qr(data.mT)
+        weights, intercepts = _fit_standardised(triangle.mT, truth, penalty=penalty, tolerance=tolerance)
+        return basis @ weights, intercepts
+    design = torch.cat([data, torch.ones_like(data[..., :1])], dim=-1)
+    ridge = torch.full_like(design[..., 0, :], penalty)
+    ridge[..., -1] = 0.0  # the intercept is not penalised
+    # half the second moments plus the penalty bounds the curvature of the loss
+    root = torch.linalg.cholesky(0.5 * design.mT @ design + torch.diag_embed(ridge))
+    rotated = torch.linalg.solve_triangular(root, design.mT, upper=False).mT
+
+    def loss_and_gradient(u: Tensor) -> tuple[Tensor, Tensor]:
+        # the penalty in these coordinates is ½‖u‖² - ¼‖logits‖², so it needs no product of its own
+        logits = rotated @ u
+        log_p = logits.log_softmax(dim=-1)
+        loss = -(truth * log_p + 0.25 * logits**2).sum(dim=(-2, -1)) + 0.5 * (u * u).sum(dim=(-2, -1))
+        return loss, rotated.mT @ (log_p.exp() - truth - 0.5 * logits) + u
+
+    shape = torch.broadcast_shapes(design.shape[:-2], truth.shape[:-2])
+    start = torch.zeros(*shape, n_features + 1, truth.shape[-1], dtype=data.dtype, device=data.device)
+    solution = _minimise(loss_and_gradient, start, tolerance=tolerance * n_samples)
+    weights = torch.linalg.solve_triangular(root.mT, solution, upper=True)
+    return weights[..., :-1, :], weights[..., -1, :]
+
+
+def _minimise(function: Callable[[Tensor], tuple[Tensor, Tensor]], u: Tensor, *, tolerance: float) -> Tensor:
+    """L-BFGS for a batch of convex problems of unit curvature bound, each with its own step length."""
+    loss, gradient = function(u)
+    history: list[tuple[Tensor, Tensor, Tensor]] = []
+    for _ in range(_MAX_ITERATIONS):
+        if float(gradient.abs().max()) <= tolerance:
+            break
+        direction = -_two_loops(gradient, history)
+        slope = _dot(direction, gradient)
+        uphill = slope >= 0
+        direction = torch.where(_wide(uphill), -gradient, direction)
+        slope = torch.where(uphill, -_dot(gradient, gradient), slope)
+        next_u, next_loss, next_gradient = _line_search(function, u, loss, direction, slope)
+        step, change = next_u - u, next_gradient - gradient
+        curvature = _dot(step, change)
+        # A pair without positive curvature (a member that has converged) is remembered as nothing.
+        inverse = torch.where(curvature > 0, 1 / torch.where(curvature > 0, curvature, torch.ones_like(curvature)), 0.0)
+        history = [*history[1 - _MEMORY :], (step, change, inverse)]
+        u, loss, gradient = next_u, next_loss, next_gradient
+    return u
+
+
+def _two_loops(gradient: Tensor, history: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """The inverse curvature that the history describes, applied to a gradient (Nocedal 1980)."""
+    q, factors = gradient, []
+    for step, change, inverse in reversed(history):
+        factor = inverse * _dot(step, q)
+        factors.append(factor)
+        q = q - _wide(factor) * change
+    if history:
+        _, change, inverse = history[-1]
+        length = _dot(change, change)
+        known = (inverse > 0) & (length > 0)
+        gamma = torch.where(known, 1 / (torch.where(known, inverse * length, torch.ones_like(length))), 1.0)
+        q = _wide(gamma) * q
+    for (step, change, inverse), factor in zip(history, reversed(factors), strict=True):
+        q = q + _wide(factor - inverse * _dot(change, q)) * step
+    return q
+
+
+def _line_search(
+    function: Callable[[Tensor], tuple[Tensor, Tensor]], u: Tensor, loss: Tensor, direction: Tensor, slope: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Halve each member's step until its loss falls enough; a member that cannot fall stays where it is."""
+    length = torch.ones_like(loss)
+    for _ in range(_HALVINGS):
+        trial = u + _wide(length) * direction
+        trial_loss, trial_gradient = function(trial)
+        # The slack is the rounding of the loss itself, without which a converged member would halve for ever.
+        slack = 8 * torch.finfo(loss.dtype).eps * loss.abs()
+        enough = trial_loss <= loss + 1e-4 * length * slope + slack
+        if bool(enough.all()):
+            return trial, trial_loss, trial_gradient
+        length = torch.where(enough, length, length / 2)
+    return trial, trial_loss, trial_gradient
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(dim=(-2, -1))
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value[..., None, None]
