@@ -9,7 +9,7 @@ from dynprobe.analysis.alignment import align_steps
 from dynprobe.run import Run, Snapshot
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Moment:
     """One run at one step.
 
@@ -32,17 +32,12 @@ class Moment:
         """The snapshot of this step."""
         return self.run[self.step]
 
-    @property
-    def key(self) -> tuple[str, int]:
-        """Name and step, for looking things up."""
-        return self.name, self.step
-
     def columns(self) -> dict[str, Any]:
         """Columns of a result row that say where a value of this snapshot alone comes from."""
         return {"comparison": "within", "run_a": self.name, "step_a": self.step}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Pair:
     """Two snapshots to compare.
 
@@ -130,7 +125,7 @@ def pairs_between(run_a: Run, run_b: Run, *, names: tuple[str, str] | None = Non
 
 def moments_in(pairs: Iterable[Pair]) -> tuple[Moment, ...]:
     """The different snapshots of some pairs, in order of appearance."""
-    return tuple({moment.key: moment for pair in pairs for moment in (pair.a, pair.b)}.values())
+    return tuple(dict.fromkeys(moment for pair in pairs for moment in (pair.a, pair.b)))
 
 
 def last_pairs(pairs: Sequence[Pair]) -> Iterator[Pair]:

@@ -38,7 +38,8 @@ def js_divergence(p: Array, q: Array) -> Array:
     Symmetric; unchanged by a common permutation of the last axis. Its square root is a metric. Computed without
     cancellation: with s = p + q and r = (p - q) / s it is the sum of s/2 phi(r), where phi(r) = r^2/2 + r^4/12 + ... is
     evaluated as a series for small r; the textbook difference of entropies loses all digits there. What limits it is how
-    exactly the inputs are given (float16 attention: about 1e-7). Lin (1991), "Divergence measures based on the Shannon entropy".
+    exactly the inputs are given (float16 attention: about 1e-7). Lin (1991), "Divergence measures based on the Shannon
+    entropy".
 
     Examples
     --------

@@ -43,9 +43,7 @@ def describe_heatmap(data: pd.DataFrame, *, x_name: str, y_name: str, value_labe
     if len(known):
         for word, position in (("Highest", known["value"].argmax()), ("lowest", known["value"].argmin())):
             row = known.iloc[int(position)]
-            sentences.append(
-                f"{word} {format_number(row['value'])} at {y_name} {row['y']}, {x_name} {row['x']};"
-            )
+            sentences.append(f"{word} {format_number(row['value'])} at {y_name} {row['y']}, {x_name} {row['x']};")
         sentences[-1] = sentences[-1].rstrip(";") + "."
     if len(known) < len(data):
         missing = data[data["value"].isna()]

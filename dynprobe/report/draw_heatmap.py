@@ -86,28 +86,33 @@ def _ticks(count: int) -> list[int]:
 
 
 def _print_numbers(axes: Axes, image: AxesImage, grid: np.ndarray) -> None:
+    size = np.nanmax(np.abs(grid), initial=0.0)
+    decimals = 2 - int(np.floor(np.log10(size))) if size > 0 else 0
     for (row, column), value in np.ndenumerate(grid):
         if not np.isfinite(value):
             continue
-        red, green, blue, _ = image.to_rgba(float(value))
+        red, green, blue, _ = image.to_rgba(np.asarray(value))
         light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
         axes.text(
-            column, row, format_number(float(value), digits=2), ha="center", va="center", fontsize=7.8,
+            column, row, _cell_number(float(value), decimals), ha="center", va="center", fontsize=7.8,
             color="#1d2733" if light else "white",
         )  # fmt: skip
+
+
+def _cell_number(value: float, decimals: int) -> str:
+    """All cells with the same decimals, so that they compare at a glance; else two significant digits."""
+    return f"{value:.{max(decimals, 0)}f}" if -3 < decimals <= 3 else format_number(value, digits=2)
 
 
 def _hatch_missing(axes: Axes, data: pd.DataFrame, columns: list[int], rows: list[int]) -> None:
     for x, y in data.loc[data["value"].isna(), ["x", "y"]].itertuples(index=False, name=None):
         corner = (columns.index(x) - 0.5, rows.index(y) - 0.5)
-        axes.add_patch(
-            Rectangle(corner, 1, 1, facecolor="#f4f5f7", edgecolor="#a9aeb7", hatch=_HATCH, linewidth=0)
-        )
+        axes.add_patch(Rectangle(corner, 1, 1, facecolor="#f4f5f7", edgecolor="#a9aeb7", hatch=_HATCH, linewidth=0))
 
 
 def _colour_bar(figure: Figure, image: AxesImage, picture: Picture) -> None:
     bar = figure.colorbar(image, pad=0.02, aspect=28)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
     bar.locator = MaxNLocator(nbins=5)
     bar.set_label(figure_text(picture.value_label), fontsize=9.5)
@@ -121,6 +126,4 @@ def _legend(figure: Figure, data: pd.DataFrame) -> None:
     if len(missing):
         statuses = ", ".join(dict.fromkeys(map(str, missing["status"])))
         patch = Patch(facecolor="#f4f5f7", edgecolor="#a9aeb7", hatch=_HATCH)
-        figure.legend(
-            handles=[patch], labels=[figure_text(f"not measured: {statuses}")], loc="outside upper left"
-        )
+        figure.legend(handles=[patch], labels=[figure_text(f"not measured: {statuses}")], loc="outside upper left")

@@ -38,19 +38,19 @@ def draw_lines(picture: Picture, figure: Figure) -> None:
 
 
 def _draw_series(axes: Axes, rows: pd.DataFrame, ink: Ink) -> Line2D:
+    """Draw later runs thinner: where two runs agree, both stay visible."""
     x, value, low, high = (rows[name].to_numpy(dtype=float) for name in ("x", "value", "low", "high"))
     own = colour(ink.colour)
     interval = np.isfinite(low) & np.isfinite(high)
     few = np.isfinite(value).sum() <= MOST_MARKERS
     shape, face = (marker(ink) if few else ""), (own if ink.dash == 0 else "white")
     (line,) = axes.plot(
-        x, value, color=own, linestyle=dash(ink), linewidth=1.8, marker=shape, markersize=4.5,
+        x, value, color=own, linestyle=dash(ink), linewidth=max(1.4, 3.0 - 0.8 * ink.colour), marker=shape,
+        markersize=max(4.0, 7.0 - 1.5 * ink.colour),
         markerfacecolor=face, markeredgecolor=own, zorder=3,
     )  # fmt: skip
     if interval.sum() > 1:
-        axes.fill_between(
-            x, low, high, where=interval, color=own, alpha=0.16 if ink.dash == 0 else 0.08, linewidth=0
-        )
+        axes.fill_between(x, low, high, where=interval, color=own, alpha=0.16 if ink.dash == 0 else 0.08, linewidth=0)
     if interval.any() and few:
         axes.vlines(x[interval], low[interval], high[interval], color=own, linewidth=1.0, alpha=0.55)
     return line
@@ -68,10 +68,11 @@ def _set_axis(axes: Axes, picture: Picture) -> None:
     axes.set_xlim(x.min() - pad, x.max() + pad)
     axes.margins(y=0.08)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
-    known = picture.data[["value", "low", "high", "chance"]].stack()
-    if known.empty:
+    numbers = picture.data[["value", "low", "high", "chance"]].to_numpy(dtype=float)
+    known = numbers[np.isfinite(numbers)]
+    if not known.size:
         axes.set_yticks([])
-    elif float(known.max()) == float(known.min()):
+    elif known.max() == known.min():
         # Where all values are the same, Matplotlib would invent a scale out of rounding errors.
         middle = float(known.max())
         axes.set_ylim(middle - max(abs(middle), 1.0) * 0.1, middle + max(abs(middle), 1.0) * 0.1)
@@ -114,7 +115,8 @@ def _shade_chance(axes: Axes, data: pd.DataFrame) -> tuple[Patch | None, str]:
 def _legend(figure: Figure, handles: list[Line2D | Patch], names: list[str]) -> None:
     if len(handles) == 0:
         return
-    columns = 2 if len(handles) > 1 and max(map(len, names)) <= 34 else 1
+    longest = max(map(len, names))
+    columns = min(len(handles), 3 if longest <= 19 else 2 if longest <= 34 else 1)
     legend = figure.legend(
         handles=handles, labels=[f"entry {number}" for number in range(len(handles))],
         loc="outside upper left", ncols=columns, borderaxespad=0.2, handlelength=2.6, columnspacing=1.4,

@@ -87,7 +87,8 @@ def png_bytes(picture: Picture, *, dpi: int = 192) -> bytes:
 @contextmanager
 def _style() -> Iterator[None]:
     """Matplotlib's defaults and ours on top, whatever the user has set; put back afterwards."""
-    defaults = {key: mpl.rcParamsDefault[key] for key in mpl.rcParamsDefault if key != "backend"}
+    shipped: dict[Any, Any] = dict(mpl.rcParamsDefault.items())
+    shipped.pop("backend", None)
     with mpl.rc_context():
-        mpl.rcParams.update({**defaults, **STYLE})
+        mpl.rcParams.update({**shipped, **STYLE})
         yield

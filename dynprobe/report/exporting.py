@@ -24,12 +24,12 @@ class PrintedTable:
 
 
 def csv_text(data: pd.DataFrame) -> str:
-    """The data of a picture as CSV, numbers in full; text that a spreadsheet would run as a formula is quoted.
+    r"""The data of a picture as CSV, numbers in full; text that a spreadsheet would run as a formula is quoted.
 
     Examples
     --------
     >>> csv_text(pd.DataFrame({"run": ["=1+1", "b"], "value": [-0.5, None]}))
-    "run,value\\n'=1+1,-0.5\\nb,\\n"
+    "run,value\n'=1+1,-0.5\nb,\n"
     """
     safe = data.copy()
     for column in safe.columns:

@@ -13,11 +13,11 @@ LONGEST = 72
 
 
 def figure_text(text: object) -> str:
-    """Text with U+FFFD for every character that the font has no glyph for, in one line of at most 72.
+    r"""Text with U+FFFD for every character that the font has no glyph for, in one line of at most 72.
 
     Examples
     --------
-    >>> figure_text("seed 1 漢") == "seed 1 \\ufffd"
+    >>> figure_text("seed 1 漢") == "seed 1 \ufffd"
     True
     """
     known = _codepoints()

@@ -12,9 +12,7 @@ from dynprobe.report.sections import section_of
 from dynprobe.result import MetricInfo
 
 
-def layer_pictures(
-    rows: pd.DataFrame, metric: str, info: MetricInfo, readings: Readings
-) -> Iterator[Picture]:
+def layer_pictures(rows: pd.DataFrame, metric: str, info: MetricInfo, readings: Readings) -> Iterator[Picture]:
     """One chart over layers per comparison and variant: all runs at their last step.
 
     A value of one snapshot alone is drawn at the first step too, dashed: the distance between the two lines is
@@ -27,9 +25,7 @@ def layer_pictures(
             yield _line_picture(data, inks, metric, info, (comparison, variant), "layer")
 
 
-def step_pictures(
-    rows: pd.DataFrame, metric: str, info: MetricInfo, readings: Readings
-) -> Iterator[Picture]:
+def step_pictures(rows: pd.DataFrame, metric: str, info: MetricInfo, readings: Readings) -> Iterator[Picture]:
     """One chart over training steps per comparison and variant, for values that belong to no layer."""
     for comparison in AGAINST:
         for variant, part in _parts(rows, comparison):
@@ -57,9 +53,7 @@ def _first_and_last(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[ends.fillna(value=True).astype(bool)]
 
 
-def _series(
-    rows: pd.DataFrame, x: str, colours: Mapping[str, Ink]
-) -> tuple[pd.DataFrame, dict[str, Ink]]:
+def _series(rows: pd.DataFrame, x: str, colours: Mapping[str, Ink]) -> tuple[pd.DataFrame, dict[str, Ink]]:
     """Name the series: the subject, and its step where the axis is not the step."""
     if x == "step":
         named = rows.assign(series=rows["subject"])

@@ -60,7 +60,7 @@ def _matrix_picture(array: np.ndarray, name: str, measure: str, sides: tuple[str
     return Picture(
         key=picture_key(name.partition(":")[0], name, "matrix"),
         section="layer-map" if sides else "other",
-        group=name.partition(":")[0] if sides else "arrays",
+        group=measure if sides else "arrays",
         title=f"{sides[0]} against {sides[1]}" if sides else short_label(name, length=60),
         alt=alt,
         kind="heatmap",
@@ -82,6 +82,6 @@ def _matrix_data(array: np.ndarray) -> pd.DataFrame:
             "y": y.ravel(),
             "value": np.where(finite, value, np.nan),
             "status": np.where(finite, "measured", "undefined"),
-            "reason": pd.Series(np.where(finite, None, NOT_FINITE), dtype="string"),
+            "reason": pd.Series([None if known else NOT_FINITE for known in finite], dtype="string"),
         }
     )

@@ -3,14 +3,13 @@
 import base64
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from dynprobe.report.drawing import svg_bytes
 from dynprobe.report.exporting import PrintedTable, csv_text, data_uri, printed_table
@@ -76,13 +75,11 @@ def render_html(result: Result) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = _source("report.js")
+    script = environment.get_template("report.js").render()
     readings = read(result)
     subjects = (*readings.runs, *readings.pairs)
     return environment.get_template("report.html.j2").render(
         result=result,
-        style=Markup(_source("report.css")),  # noqa: S704 - our own file
-        script=Markup(script),  # noqa: S704 - our own file
         script_hash=script_hash(script),
         subjects=[(name, colour(readings.inks[name].colour)) for name in subjects],
         summary=summary_rows(readings, result.metrics, subjects),
@@ -107,13 +104,9 @@ def script_hash(script: str) -> str:
     return f"sha256-{base64.b64encode(digest).decode('ascii')}"
 
 
-def _source(name: str) -> str:
-    return resources.files("dynprobe.report").joinpath("templates", name).read_text(encoding="utf-8")
-
-
 def _finalize(value: Any) -> Any:
     """Everything that the template prints passes here, before it is escaped."""
-    return value if isinstance(value, Markup) else clean_text(value)
+    return value if hasattr(value, "__html__") else clean_text(value)
 
 
 def _chapters(drawn: tuple[Picture, ...], metrics: Mapping[str, MetricInfo]) -> list[Chapter]:
@@ -144,8 +137,9 @@ def _figure(picture: Picture) -> Figure:
 def _gaps(readings: Readings, metrics: Mapping[str, MetricInfo]) -> list[tuple[str, int, str, str]]:
     """What could not be measured, counted by metric, status and reason."""
     missing = readings.rows[readings.rows["value"].isna()].fillna({"reason": ""})
-    counts = missing.groupby(["metric", "status", "reason"], sort=False).size()
-    return [(metrics[metric].label, int(n), status, reason) for (metric, status, reason), n in counts.items()]
+    columns = ("metric", "status", "reason")
+    counts = Counter(missing[list(columns)].astype(str).itertuples(index=False, name=None))
+    return [(metrics[metric].label, n, status, reason) for (metric, status, reason), n in counts.items()]
 
 
 def _run_facts(result: Result, readings: Readings) -> list[tuple[str, str, str, list[tuple[str, str]]]]:

@@ -12,7 +12,7 @@ from dynprobe.report.picture import Ink
 _ORDER = (0, 3, 2, 4, 9, 5, 6, 1)
 _DASHES: tuple[tuple[float, ...], ...] = ((), (4.0, 2.0), (1.2, 1.8), (5.0, 1.6, 1.2, 1.6))
 _MARKERS = ("o", "s", "^", "D", "v", "P")
-_CUTS = (0.0, 0.92)  # darker than this, black would hide the numbers of a neighbouring cell
+_CUTS = (0.0, 0.86)  # darker than this, black would hide the numbers of a neighbouring cell
 
 
 def colour(number: int) -> str:

@@ -17,7 +17,7 @@ AGAINST = {
 def value_label(info: MetricInfo) -> str:
     """Label of a metric with its unit, for an axis; a ratio has none."""
     label = short_label(info.label, length=48)
-    if info.unit in ("", "1", info.label):
+    if info.unit in ("", "1") or info.unit in info.label:
         return label
     return f"{label} ({short_label(info.unit, length=16)})"
 

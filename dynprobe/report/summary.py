@@ -11,8 +11,6 @@ from dynprobe.report.sections import low_means_change, metric_order
 from dynprobe.report.wording import format_interval, format_number, short_label
 from dynprobe.result import MetricInfo
 
-_WHEN = {"from_start": "since the start", "between": "run against run", "within": "last step"}
-
 
 @dataclass(frozen=True)
 class SummaryRow:
@@ -60,9 +58,8 @@ def _measure(info: MetricInfo, rows: pd.DataFrame, metric: str, variant: str) ->
     elif by_layer:
         words.append("lowest layer" if low_means_change(metric) else "highest layer")
     if not within:
-        words.append(
-            " or ".join(_WHEN[name] for name in ("from_start", "between") if (rows["comparison"] == name).any())
-        )
+        # The heads of the columns of pairs say already what is compared there.
+        words.append("since the start" if (rows["comparison"] == "from_start").any() else "")
     return ", ".join(word for word in words if word)
 
 

@@ -45,7 +45,8 @@ def terminal_tables(result: Result) -> tuple[TerminalTable, ...]:
         Empty where the result has no rows. A value that was not measured is its status word.
     """
     readings = read(result)
-    subjects = tuple(dict.fromkeys(readings.rows["subject"]))
+    present = set(readings.rows["subject"])
+    subjects = tuple(name for name in (*readings.runs, *readings.pairs) if name in present)
     rows = tuple((row.measure, *row.cells) for row in summary_rows(readings, result.metrics, subjects))
     summary = TerminalTable("Summary", ("measure", *subjects), rows)
     tables = [summary] if rows else []
@@ -69,13 +70,16 @@ def _layer_tables(readings: Readings, result: Result, comparison: str) -> list[T
             )
         }
         cells = {
-            (row.layer, row.metric, row.variant): _cell(row.value, str(row.status))
-            for row in last.itertuples(index=False)
+            (layer, metric, variant): _cell(value, str(status))
+            for layer, metric, variant, value, status in zip(
+                *(last[name] for name in ("layer", "metric", "variant", "value", "status")), strict=True
+            )
         }
         layers = sorted(last["layer"].unique())
         step = own["step"].max()
         when = "" if pd.isna(step) else f"at step {step}"
-        title = ", ".join(word for word in (str(subject), AGAINST[comparison], when) if word)
+        against = "" if comparison == "between" else AGAINST[comparison]
+        title = ", ".join(word for word in (str(subject), against, when) if word)
         table_rows = tuple((str(layer), *(cells.get((layer, *key), "") for key in names)) for layer in layers)
         tables.append(TerminalTable(title, ("layer", *names.values()), table_rows))
     return tables
