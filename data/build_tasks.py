@@ -11,6 +11,7 @@ import csv
 import gzip
 import hashlib
 import io
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -249,20 +250,22 @@ def shifted(sentence: str) -> str:
 
 
 def without_near_duplicates(sentences: Sequence[str]) -> list[str]:
-    """Sentences that share less than a part of their words with each sentence kept before."""
-    kept: list[frozenset[str]] = []
-    holders: dict[str, list[int]] = defaultdict(list)
+    """Sentences that share less than a part of their words with each sentence kept before.
+
+    Two sets of words that have a part t in common share a word among the rarest n - ceil(t n) + 1 of each, so only
+    sentences that share such a word are compared; none is missed.
+    """
+    bags = [frozenset(words(sentence)) for sentence in sentences]
+    frequency = Counter(word for bag in bags for word in bag)
+    holders: dict[str, list[frozenset[str]]] = defaultdict(list)
     chosen = []
-    for sentence in sentences:
-        mine = frozenset(words(sentence))
-        # Near-duplicates of six words or more share a word of four letters in all but rare cases; short words
-        # (the, of) would make the search quadratic.
-        near = {i for word in mine if len(word) >= 4 for i in holders[word]}
-        if any(len(mine & kept[i]) >= NEAR_DUPLICATE * len(mine | kept[i]) for i in near):
+    for sentence, bag in zip(sentences, bags, strict=True):
+        n_rare = len(bag) - math.ceil(NEAR_DUPLICATE * len(bag)) + 1
+        rare = sorted(bag, key=lambda word: (frequency[word], word))[:n_rare]
+        if any(len(bag & other) >= NEAR_DUPLICATE * len(bag | other) for word in rare for other in holders[word]):
             continue
-        for word in mine:
-            holders[word].append(len(kept))
-        kept.append(mine)
+        for word in rare:
+            holders[word].append(bag)
         chosen.append(sentence)
     return chosen
 

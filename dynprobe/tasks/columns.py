@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dynprobe.errors import TaskDataError
-from dynprobe.tasks.tables import Table
+from dynprobe.tasks.files import Table
 
 # Tried in this order, pairs first: a file with `question` and `sentence` is a task on pairs.
 TEXT_COLUMNS = (

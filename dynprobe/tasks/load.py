@@ -9,8 +9,8 @@ import numpy as np
 
 from dynprobe.errors import TaskDataError
 from dynprobe.tasks.columns import encode_labels, find_label, find_texts, label_values, text_rows
+from dynprobe.tasks.files import KINDS, Table, file_kind, read_table
 from dynprobe.tasks.shipped import DESCRIPTIONS, SOURCE, shipped_file
-from dynprobe.tasks.tables import KINDS, Table, file_kind, read_table
 from dynprobe.tasks.task import SPLIT_NAMES, Split, Task, text_hash
 
 SPLIT_ALIASES = {
@@ -176,7 +176,7 @@ def _folder_tables(folder: Path) -> dict[str, Table]:
         raise TaskDataError(
             f"`{folder}` must hold files named train, validation or test ({', '.join(KINDS)}); found none"
         )
-    return {split: read_table(path) for split, path in found.items()}
+    return {split: read_table(found[split]) for split in SPLIT_NAMES if split in found}
 
 
 def _dataset_table(part: Any, where: str) -> Table:

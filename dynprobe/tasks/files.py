@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from dynprobe.errors import TaskDataError
-from dynprobe.tasks.parquet import read_parquet
 
 # More than any labelled data set for fine-tuning needs; a compressed file could otherwise fill the memory.
 MAX_BYTES = 2**30
@@ -22,7 +21,7 @@ MAX_BYTES = 2**30
 class Table:
     """Columns of equal length, and what to call the source in a message.
 
-    `features` maps a column to the class names that a data set library knows of it.
+    `class_names` maps a column to the names of its classes, where a data set in memory knows them.
     """
 
     where: str
@@ -141,12 +140,27 @@ def _text_lines(data: bytes, where: str) -> dict[str, list[Any]]:
     return {"text": [line for line in lines if line.strip()]}
 
 
+def _parquet(data: bytes, where: str) -> dict[str, list[Any]]:
+    # The only use of pyarrow, which is optional.
+    try:
+        import pyarrow as pa  # noqa: PLC0415 - optional
+        import pyarrow.parquet as pq  # noqa: PLC0415
+    except ImportError as error:
+        raise TaskDataError(
+            f"`{where}` needs pyarrow to be read; install it with `pip install dynprobe[parquet]`"
+        ) from error
+    try:
+        return pq.read_table(io.BytesIO(data)).to_pydict()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise TaskDataError(f"`{where}` must be a Parquet file; pyarrow says: {error}") from error
+
+
 _READERS: dict[str, Callable[[bytes, str], dict[str, list[Any]]]] = {
     ".csv": lambda data, where: _delimited(data, where, delimiter=","),
     ".tsv": lambda data, where: _delimited(data, where, delimiter="\t"),
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
-    ".parquet": read_parquet,
+    ".parquet": _parquet,
     ".txt": _text_lines,
 }
 KINDS = tuple(_READERS)
