@@ -30,7 +30,8 @@ def explained_variance_ratio(x: Array, *, center: bool = True) -> Array:
 
     Notes
     -----
-    Squared singular values over their sum; by SVD. Zhou, Lin and Ren (2021), "IsoBN", report the first three of [CLS].
+    Squared singular values over their sum, as eigenvalues of the smaller Gram matrix: exact to rounding of the largest share.
+    Zhou, Lin and Ren (2021), "IsoBN", report the first three of [CLS].
 
     Examples
     --------
@@ -39,7 +40,7 @@ def explained_variance_ratio(x: Array, *, center: bool = True) -> Array:
     array([0.5, 0.5])
     """
     data = observations("x", x)
-    values = torch.linalg.svdvals(unit_scale(data) if center else _unit_largest(data)) ** 2
+    values = _variances(unit_scale(data) if center else _unit_largest(data))
     return like(values / values.sum(dim=-1, keepdim=True), x)
 
 
@@ -111,7 +112,7 @@ def effective_rank(x: Array) -> Array:
     2.0
     """
     data = unit_scale(observations("x", x))
-    values = torch.linalg.svdvals(data) ** 2
+    values = _variances(data)
     shares = values / values.sum(dim=-1, keepdim=True)
     highest = float(min(data.shape[-2] - 1, data.shape[-1]))
     return like((-torch.special.xlogy(shares, shares).sum(dim=-1)).exp().clamp(1.0, highest), x)
@@ -278,10 +279,19 @@ def mean_cosine(x: Array) -> Array:
     return like(value.clamp(-1.0 / (n - 1), 1.0), x)
 
 
+def _variances(data: Tensor) -> Tensor:
+    """Squared singular values, descending. Squaring costs digits of small ones only, which weigh nothing in a share."""
+    return torch.linalg.eigvalsh(_gram(data)).flip(-1).clamp_min(0.0)
+
+
+def _gram(data: Tensor) -> Tensor:
+    """The smaller of the two Gram matrices; both have the same eigenvalues but for zeros."""
+    return data @ data.mT if data.shape[-1] > data.shape[-2] else data.mT @ data
+
+
 def _participation(centred: Tensor) -> Tensor:
     """(sum of λ)² / (sum of λ²) from the smaller Gram matrix."""
-    wide = centred.shape[-1] > centred.shape[-2]
-    gram = centred @ centred.mT if wide else centred.mT @ centred
+    gram = _gram(centred)
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
     return (trace**2 / (gram**2).sum(dim=(-2, -1))).clamp(1.0, float(centred.shape[-1]))
 
