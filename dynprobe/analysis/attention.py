@@ -11,6 +11,7 @@ from dynprobe.analysis.catalog import ATTENTION, describe
 from dynprobe.analysis.matching import head_mismatch, layer_mismatch, shared_stacks
 from dynprobe.analysis.moments import Pair, last_pairs
 from dynprobe.analysis.progress import Progress, Tick
+from dynprobe.analysis.workers import in_parallel
 from dynprobe.metrics import bootstrap_interval, js_divergence
 from dynprobe.result import Result, tidy
 
@@ -69,14 +70,23 @@ def attention_js(
     skipped: list[int] = []
     jobs = _jobs(pairs)
     tick = Tick(progress, len(jobs), "attention")
-    for stack, kind, layer, matched in jobs:
+
+    def of_layer(job: tuple[str, str, int, list[Pair]]) -> tuple[list[dict[str, Any]], int]:
+        stack, kind, layer, matched = job
+        found: list[dict[str, Any]] = []
+        n_skipped = 0
         read = LayerReader(stack, kind, layer, specials=specials)
         for pair in matched:
             n_heads = pair.a.snapshot.n_heads(stack, kind)
             movement = _movement(read, pair, stack, n_heads)
-            skipped.append(movement.n_skipped)
+            n_skipped += movement.n_skipped
             where = {**pair.columns(), "stack": stack, "layer": layer, "position": _position(kind)}
-            rows += _value_rows(movement, where, level=level, seed=seed)
+            found += _value_rows(movement, where, level=level, seed=seed)
+        return found, n_skipped
+
+    for found, n_skipped in in_parallel(of_layer, jobs):
+        rows += found
+        skipped.append(n_skipped)
         tick()
     rows += list(_missing(pairs))
     notes = _notes(specials=specials, n_skipped=sum(skipped)) if jobs else ()
@@ -112,7 +122,9 @@ def _mismatch(pair: Pair, stack: str, kind: str) -> str | None:
     layers = [moment.snapshot.attention_layers(stack, kind) for moment in (pair.a, pair.b)]
     if reason or not all(layers):
         return reason
-    shapes = [m.snapshot.attentions(own[0], stack, kind).lengths for m, own in zip((pair.a, pair.b), layers, strict=True)]
+    shapes = [
+        m.snapshot.attentions(own[0], stack, kind).lengths for m, own in zip((pair.a, pair.b), layers, strict=True)
+    ]
     shared = min(len(shape) for shape in shapes)
     if not np.array_equal(shapes[0][:shared], shapes[1][:shared]):
         return f"{pair.a.name} and {pair.b.name} attend to different numbers of keys, such as those of prefix tuning"
@@ -154,14 +166,14 @@ class Movement:
 
 def _movement(read: LayerReader, pair: Pair, stack: str, n_heads: int) -> Movement:
     stored = [moment.snapshot.attention_examples(stack) for moment in (pair.a, pair.b)]
-    examples = tuple(int(example) for example in np.intersect1d(*stored))
+    examples = tuple(int(example) for example in np.intersect1d(stored[0], stored[1]))
     values = np.full((len(examples), n_heads), np.nan)
     floors = np.full((len(examples), n_heads), np.nan)
     n_skipped = 0
     for a, b in zip(read(pair.a, examples), read(pair.b, examples), strict=True):
         known = a.known & b.known
         n_skipped += int((~known).sum())
-        divergence = js_divergence(a.probabilities, b.probabilities)
+        divergence = np.asarray(js_divergence(a.probabilities, b.probabilities))
         owners = list(a.owners)
         values[owners] = _head_means(divergence, known, a.starts).reshape(len(owners), n_heads)
         floors[owners] = _head_means(np.maximum(a.floor, b.floor), known, a.starts).reshape(len(owners), n_heads)
@@ -176,9 +188,7 @@ def _head_means(values: np.ndarray, known: np.ndarray, starts: np.ndarray) -> np
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _value_rows(
-    movement: Movement, where: Mapping[str, Any], *, level: float, seed: int
-) -> Iterable[dict[str, Any]]:
+def _value_rows(movement: Movement, where: Mapping[str, Any], *, level: float, seed: int) -> Iterable[dict[str, Any]]:
     """The row of the layer, then one row per head."""
     n = len(movement.values)
     if n == 0:

@@ -25,7 +25,7 @@ METRICS: dict[str, MetricInfo] = {
         "1",
         "Agreement of the similarities between tokens, dominated by the directions of largest variance: 1 means the "
         "same up to rotation and scale, about 0 that nothing is shared; the estimate may fall a little below 0.",
-        (None, 1.0),
+        (-1.0, 1.0),
     ),
     "isoscore": MetricInfo(
         "IsoScore",

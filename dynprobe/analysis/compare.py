@@ -9,7 +9,15 @@ from dynprobe.analysis.catalog import ATTENTION, ISOTROPY, METRICS, OUTPUTS, PRO
 from dynprobe.analysis.findings import findings
 from dynprobe.analysis.isotropy import isotropy
 from dynprobe.analysis.matching import require_comparable
-from dynprobe.analysis.moments import Moment, Pair, consecutive_pairs, moments, pairs_between, pairs_from_start, run_names
+from dynprobe.analysis.moments import (
+    Moment,
+    Pair,
+    consecutive_pairs,
+    moments,
+    pairs_between,
+    pairs_from_start,
+    run_names,
+)
 from dynprobe.analysis.outputs import output_changes
 from dynprobe.analysis.probing import probe_accuracy
 from dynprobe.analysis.progress import Progress
@@ -53,7 +61,8 @@ def compare(
     Result
         One row per measured value, findings in plain words, layer by layer maps, notes and provenance. The comparisons are
         "from_start" (a run against its first snapshot), "consecutive" (against the snapshot before, outputs only),
-        "between" (run against run at aligned steps) and "within" (a value of one snapshot).
+        "between" (run against run at aligned steps) and "within" (a value of one snapshot). Linear probes, the slowest part,
+        are fitted at the first and the last step; :func:`~dynprobe.analysis.probing.probe_accuracy` takes any others.
 
     Raises
     ------
@@ -116,6 +125,7 @@ class _Scope:
     """Which snapshots and pairs are looked at."""
 
     moments: tuple[Moment, ...]
+    ends: tuple[Moment, ...]
     pairs: tuple[Pair, ...]
     consecutive: tuple[Pair, ...]
 
@@ -125,6 +135,9 @@ def _scope(run_a: Run, run_b: Run, names: tuple[str, ...]) -> _Scope:
     starts = [pair for run, name in named for pair in pairs_from_start(run, name=name)]
     return _Scope(
         moments=tuple(moment for run, name in named for moment in moments(run, name=name)),
+        ends=tuple(
+            dict.fromkeys(found[i] for run, name in named for found in [moments(run, name=name)] for i in (0, -1))
+        ),
         pairs=(*starts, *pairs_between(run_a, run_b, names=(names[0], names[1]))),
         consecutive=tuple(pair for run, name in named for pair in consecutive_pairs(run, name=name)),
     )
@@ -154,7 +167,7 @@ def _results(scope: _Scope, chosen: Sequence[str], options: _Options) -> list[Re
     if parts[ISOTROPY]:
         results.append(isotropy(scope.moments, level=level, metrics=parts[ISOTROPY], progress=progress))
     if parts[PROBING]:
-        results.append(probe_accuracy(scope.moments, level=level, progress=progress))
+        results.append(probe_accuracy(scope.ends, level=level, progress=progress))
     return results
 
 
@@ -173,6 +186,8 @@ def _notes(run_a: Run, run_b: Run, names: tuple[str, ...]) -> list[str]:
     for run, name in zip((run_a, run_b), names, strict=True):
         origin = str(run.manifest.get("probe_origin", run.probe_set.origin))
         if "training" in origin:
-            notes.append(f"{name}: the probe inputs come from {origin}, so scores on them are no measure of generalisation.")
+            notes.append(
+                f"{name}: the probe inputs come from {origin}, so scores on them are no measure of generalisation."
+            )
         notes += [f"{name}: {note}" for note in run.notes]
     return notes

@@ -99,14 +99,17 @@ def _attention(table: pd.DataFrame, name: str) -> Iterator[str]:
         plain = own[own["position"].isna()]
         if len(plain) < 2:
             continue
-        top, least = plain.loc[plain["value"].idxmax()], plain.loc[plain["value"].idxmin()]
+        top, least = plain.iloc[int(plain["value"].argmax())], plain.iloc[int(plain["value"].argmin())]
         where = f"{name}, step {top['step_a']} against its start{_of(stack)}"
-        rivals = plain[(plain["high"] >= top["low"]) & (plain["layer"] != top["layer"])]
-        word = "attention moved most in" if rivals.empty else "attention moved about as much in"
-        layers = [top["layer"]] if rivals.empty else sorted({top["layer"], *rivals["layer"]})
+        level_with = sorted({top["layer"], *plain[plain["high"] >= top["low"]]["layer"]})
+        most = f"up to {with_interval(top)} nats of JS divergence, in layer {top['layer']}"
+        if least["layer"] in level_with:
+            yield f"{where}: attention moved, but in no layer clearly more than in the others ({most})."
+            continue
+        word = "most in" if len(level_with) == 1 else "most, and about as much, in"
         yield (
-            f"{where}: {word} {layer_of(layers)} (up to {with_interval(top)} nats of JS divergence in layer {top['layer']}) "
-            f"and least in layer {least['layer']} ({with_interval(least)})."
+            f"{where}: attention moved {word} {layer_of(level_with)} ({most}) and least in layer {least['layer']} "
+            f"({with_interval(least)})."
         )
 
 
@@ -115,12 +118,18 @@ def _hidden_states(table: pd.DataFrame, name: str) -> Iterator[str]:
     for stack, own in rows.groupby("stack", sort=False):
         if len(own) < 2:
             continue
-        low, high = own.loc[own["value"].idxmin()], own.loc[own["value"].idxmax()]
+        low, high = own.iloc[int(own["value"].argmin())], own.iloc[int(own["value"].argmax())]
         chance = "" if pd.isna(low["chance"]) else f", where unrelated states would give {number(low['chance'])}"
+        where = f"{name}, step {low['step_a']} against its start{_of(stack)}"
+        if not _clearly_above(high, low, 1):
+            yield (
+                f"{where}: hidden states changed in no layer clearly more than in another (SVCCA {with_interval(low)} to "
+                f"{with_interval(high)}{chance})."
+            )
+            continue
         yield (
-            f"{name}, step {low['step_a']} against its start{_of(stack)}: hidden states changed most in layer "
-            f"{low['layer']} (SVCCA {with_interval(low)}{chance}) and least in layer {high['layer']} "
-            f"({with_interval(high)})."
+            f"{where}: hidden states changed most in layer {low['layer']} (SVCCA {with_interval(low)}{chance}) and least in "
+            f"layer {high['layer']} ({with_interval(high)})."
         )
 
 
@@ -169,7 +178,9 @@ def _isotropy(table: pd.DataFrame, name: str) -> Iterator[str]:
         first, last = own.iloc[0], own.iloc[-1]
         verdict = "became less isotropic" if last["high"] < first["low"] else "did not clearly change in isotropy"
         verdict = "became more isotropic" if last["low"] > first["high"] else verdict
-        what = "[CLS] (first token)" if kind == "first" else f"the {kind} token" if kind == "last" else "the mean vector"
+        what = (
+            "[CLS] (first token)" if kind == "first" else f"the {kind} token" if kind == "last" else "the mean vector"
+        )
         yield (
             f"{name}{_of(stack)}: {what} of layer {last['layer']} {verdict} from step {first['step_a']} to "
             f"{last['step_a']}: IsoScore {both(first, last)}."
@@ -180,7 +191,7 @@ def _probe(table: pd.DataFrame, name: str) -> Iterator[str]:
     rows = end_rows(table, "probe_accuracy", "within", name)
     for stack, own in rows.groupby("stack", sort=False):
         own = own[own["position"] == own["position"].iloc[0]]
-        best = own.loc[own["value"].idxmax()]
+        best = own.iloc[int(own["value"].argmax())]
         start = table[(table["metric"] == "probe_accuracy") & (table["run_a"] == name) & (table["stack"] == stack)]
         start = start[(start["step_a"] == start["step_a"].min()) & (start["position"] == best["position"])]
         before = start[start["layer"] == best["layer"]]

@@ -1,17 +1,19 @@
 """How evenly the vectors of the examples fill the space: isotropy of [CLS] or its stand-in, and of the mean vector."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy.special import entr
 
 from dynprobe.analysis.catalog import ISOTROPY, METRICS, describe
 from dynprobe.analysis.moments import Moment
 from dynprobe.analysis.progress import Progress, Tick
+from dynprobe.analysis.workers import in_parallel
 from dynprobe.metrics import (
     dimension_correlation,
     dimension_std,
-    effective_rank,
     explained_variance_ratio,
     isoscore,
     jackknife_interval,
@@ -20,7 +22,7 @@ from dynprobe.metrics import (
 )
 from dynprobe.result import Result, tidy
 
-N_GROUPS = 10
+N_GROUPS = 5
 # A spectrum of fewer vectors than this says more about the sample than about the model.
 MIN_EXAMPLES = 30
 
@@ -49,9 +51,9 @@ def isotropy(
     -------
     Result
         Rows per stack, layer and kind of pooled vector (column ``position``: "first" or "last" real token, "mean" of the
-        tokens); ``n`` is the number of examples. First and last snapshot of each run have an interval (jackknife leaving
-        out one of ten groups of examples). Status "undefined" where the vectors are all alike, as [CLS] is in the
-        embeddings; "insufficient-sample" for fewer than 30 examples.
+        tokens); ``n`` is the number of examples. The stand-in for [CLS] (the first kind) has an interval at the first and
+        the last snapshot of each run (jackknife leaving out one of five groups of examples). Status "undefined" where
+        the vectors are all alike, as [CLS] is in the embeddings; "insufficient-sample" for fewer than 30 examples.
 
     Notes
     -----
@@ -68,18 +70,29 @@ def isotropy(
     """
     ends = _ends(moments)
     tick = Tick(progress, len(moments), "isotropy")
-    rows: list[dict[str, Any]] = []
-    for moment in moments:
-        interval = level if moment in ends else None
+
+    def of_moment(moment: Moment) -> list[dict[str, Any]]:
+        rows = []
         for stack in moment.snapshot.stacks:
             for kind, layer in _pooled(moment, stack):
+                stand_in = kind == moment.snapshot.pooled_kinds(stack)[0]
+                interval = level if moment in ends and stand_in else None
                 where = {**moment.columns(), "stack": stack, "position": kind, "layer": layer}
-                vectors = moment.snapshot.pooled(kind, layer, stack).astype(np.float64)
-                rows += [{**where, **found} for found in _measures(vectors, metrics, level=interval)]
+                cloud = _Cloud(moment.snapshot.pooled(kind, layer, stack).astype(np.float64))
+                rows += [{**where, **found} for found in _measures(cloud, metrics, level=interval)]
+        return rows
+
+    rows: list[dict[str, Any]] = []
+    for found in in_parallel(of_moment, moments):
+        rows += found
         tick()
     if not rows:
         reason = "no pooled vectors were captured"
-        rows = [{**m.columns(), "metric": name, "status": "not-captured", "reason": reason} for m in ends for name in metrics]
+        rows = [
+            {**m.columns(), "metric": name, "status": "not-captured", "reason": reason}
+            for m in ends
+            for name in metrics
+        ]
     return Result("Isotropy", tidy(rows), describe(metrics))
 
 
@@ -96,65 +109,71 @@ def _pooled(moment: Moment, stack: str) -> Iterator[tuple[str, int]]:
             yield kind, layer
 
 
-def _measures(vectors: np.ndarray, metrics: Sequence[str], *, level: float | None) -> Iterator[dict[str, Any]]:
+class _Cloud:
+    """Vectors of the examples; their spectrum is computed once for all measures that need it."""
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        self.vectors = vectors
+
+    @cached_property
+    def shares(self) -> np.ndarray:
+        """Share of the variance of each direction."""
+        return np.asarray(explained_variance_ratio(self.vectors))
+
+    def without_group(self, group: int) -> "_Cloud":
+        """The cloud without every fifth example."""
+        return _Cloud(self.vectors[np.arange(len(self.vectors)) % N_GROUPS != group])
+
+
+def _measures(cloud: _Cloud, metrics: Sequence[str], *, level: float | None) -> Iterator[dict[str, Any]]:
     """One row of value, interval and status for each measure."""
-    n = len(vectors)
+    n = len(cloud.vectors)
     few = {"status": "insufficient-sample", "reason": f"{n} examples; at least {MIN_EXAMPLES} are needed"}
+    with_interval = level is not None and n >= MIN_EXAMPLES
+    parts = [cloud.without_group(group) for group in range(N_GROUPS)] if with_interval else []
     for name in metrics:
-        estimate = _ESTIMATES[name]
         try:
-            value = estimate(vectors)
+            value = _ESTIMATES[name](cloud)
         except ValueError as error:
             yield {"metric": name, "n": n, "status": "undefined", "reason": str(error)}
             continue
         row: dict[str, Any] = {"metric": name, "n": n, "value": value, **(few if n < MIN_EXAMPLES else {})}
-        if level is not None and n >= MIN_EXAMPLES:
-            row |= _interval(estimate, vectors, value, level=level, bounds=METRICS[name].bounds)
+        if level is not None and parts:
+            row |= _interval(name, parts, value, level=level)
         yield row
 
 
-def _interval(
-    estimate: Callable[[np.ndarray], float],
-    vectors: np.ndarray,
-    value: float,
-    *,
-    level: float,
-    bounds: tuple[float | None, float | None],
-) -> dict[str, float]:
-    groups = np.arange(len(vectors)) % N_GROUPS
+def _interval(name: str, parts: Sequence[_Cloud], value: float, *, level: float) -> dict[str, float]:
     try:
-        leave_out = np.array([estimate(vectors[groups != group]) for group in range(N_GROUPS)])
+        leave_out = [_ESTIMATES[name](part) for part in parts]
     except ValueError:  # all that varies lies in one group
         return {}
     low, high = jackknife_interval(value, leave_out, level=level)
-    least, most = (np.nan if bound is None else bound for bound in bounds)
+    least, most = (np.nan if bound is None else bound for bound in METRICS[name].bounds)
     return {"low": float(np.fmax(low, least)), "high": float(np.fmin(high, most))}
 
 
-def _first_share(vectors: np.ndarray) -> float:
-    return float(explained_variance_ratio(vectors)[0])
+def _effective_rank(cloud: _Cloud) -> float:
+    """As :func:`dynprobe.metrics.effective_rank`, from the spectrum in hand."""
+    return float(np.exp(entr(cloud.shares).sum()))
 
 
-def _std_mean(vectors: np.ndarray) -> float:
-    return float(np.mean(dimension_std(vectors)))
-
-
-def _correlation(vectors: np.ndarray) -> float:
+def _correlation(cloud: _Cloud) -> float:
     """Mean absolute correlation of two different dimensions that vary."""
-    varying = vectors[:, np.ptp(vectors, axis=0) > 0]
+    varying = cloud.vectors[:, np.ptp(cloud.vectors, axis=0) > 0]
     d = varying.shape[1]
     if d < 2:
         raise ValueError(f"correlation needs two dimensions that vary; got {d}")
     correlation = np.abs(dimension_correlation(varying))
-    return float((correlation.sum() - np.trace(correlation)) / (d * (d - 1)))
+    return float((correlation.sum() - d) / (d * (d - 1)))
 
 
-_ESTIMATES: dict[str, Callable[[np.ndarray], float]] = {
-    "isoscore": lambda vectors: float(isoscore(vectors)),
-    "effective_rank": lambda vectors: float(effective_rank(vectors)),
-    "participation_ratio": lambda vectors: float(participation_ratio(vectors)),
-    "ev1": _first_share,
-    "mean_cosine": lambda vectors: float(mean_cosine(vectors)),
-    "cls_std_mean": _std_mean,
+_ESTIMATES: dict[str, Callable[[_Cloud], float]] = {
+    "isoscore": lambda cloud: float(isoscore(cloud.vectors)),
+    "effective_rank": _effective_rank,
+    "participation_ratio": lambda cloud: float(participation_ratio(cloud.vectors)),
+    "ev1": lambda cloud: float(cloud.shares[0]),
+    "mean_cosine": lambda cloud: float(mean_cosine(cloud.vectors)),
+    "cls_std_mean": lambda cloud: float(np.mean(dimension_std(cloud.vectors))),
     "cls_correlation": _correlation,
 }

@@ -6,6 +6,7 @@ import numpy as np
 
 from dynprobe.analysis.moments import Moment, Pair, last_pairs
 from dynprobe.analysis.representations import Representations
+from dynprobe.analysis.workers import in_parallel
 from dynprobe.metrics import Subspace, subspace_correlations
 
 
@@ -41,11 +42,18 @@ def _map(pair: Pair, states: Representations) -> np.ndarray:
     columns = {layer: _subspace(states, pair.b, layer) for layer in pair.b.snapshot.layers(states.stack)}
     layers = pair.a.snapshot.layers(states.stack)
     values = np.full((max(layers) + 1, max(columns) + 1), np.nan)
-    for layer in layers:
+
+    def of_layer(layer: int) -> dict[int, float]:
         row = _subspace(states, pair.a, layer)
-        for layer_b, column in columns.items():
-            if row is not None and column is not None:
-                values[layer, layer_b] = float(subspace_correlations(row, column).mean())
+        return {
+            layer_b: float(subspace_correlations(row, column).mean())
+            for layer_b, column in columns.items()
+            if row is not None and column is not None
+        }
+
+    for layer, found in zip(layers, in_parallel(of_layer, layers), strict=True):
+        for layer_b, value in found.items():
+            values[layer, layer_b] = value
     return values
 
 

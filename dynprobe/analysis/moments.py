@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def pairs_from_start(run: Run, *, name: str | None = None) -> tuple[Pair, ...]:
 def consecutive_pairs(run: Run, *, name: str | None = None) -> tuple[Pair, ...]:
     """Every later snapshot of a run against the one before."""
     found = moments(run, name=name)
-    return tuple(Pair("consecutive", later, before) for before, later in zip(found, found[1:], strict=False))
+    return tuple(Pair("consecutive", later, before) for before, later in pairwise(found))
 
 
 def pairs_between(run_a: Run, run_b: Run, *, names: tuple[str, str] | None = None) -> tuple[Pair, ...]:
@@ -119,7 +120,8 @@ def pairs_between(run_a: Run, run_b: Run, *, names: tuple[str, str] | None = Non
     name_a, name_b = names or run_names([run_a.path, run_b.path])
     aligned = align_steps(run_a.steps, run_b.steps, max_steps=(run_a.max_steps, run_b.max_steps))
     return tuple(
-        Pair("between", Moment(run_a, name_a, step_a), Moment(run_b, name_b, step_b)) for step_a, step_b in aligned.pairs
+        Pair("between", Moment(run_a, name_a, step_a), Moment(run_b, name_b, step_b))
+        for step_a, step_b in aligned.pairs
     )
 
 

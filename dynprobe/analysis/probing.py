@@ -1,6 +1,7 @@
 """Where the label can be read: cross-validated accuracy of a linear probe on the pooled vectors of each layer."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from dynprobe.analysis.catalog import PROBING, describe
 from dynprobe.analysis.moments import Moment
 from dynprobe.analysis.progress import Progress, Tick
+from dynprobe.analysis.workers import in_parallel
 from dynprobe.metrics import fit_linear_probe, wilson_interval
 from dynprobe.probe_set import ProbeSet
 from dynprobe.result import Result, tidy
@@ -49,12 +51,8 @@ def probe_accuracy(
     """
     tick = Tick(progress, len(moments), "linear probes")
     rows: list[dict[str, Any]] = []
-    for moment in moments:
-        refusal = _refusal(moment.run.probe_set)
-        if refusal:
-            rows.append({"metric": METRIC, **moment.columns(), **refusal})
-        else:
-            rows += _moment_rows(moment, level=level, penalty=penalty)
+    for found in in_parallel(partial(_moment_rows, level=level, penalty=penalty), moments):
+        rows += found
         tick()
     return Result("Linear probes", tidy(rows), describe(PROBING))
 
@@ -98,7 +96,10 @@ def stratified_folds(labels: np.ndarray, ids: Sequence[str]) -> np.ndarray:
 
 def _moment_rows(moment: Moment, *, level: float, penalty: float) -> list[dict[str, Any]]:
     probe = moment.run.probe_set
-    classes, labels = np.unique(probe.labels, return_inverse=True)
+    refusal = _refusal(probe)
+    if refusal:
+        return [{"metric": METRIC, **moment.columns(), **refusal}]
+    classes, labels = np.unique(np.asarray(probe.labels), return_inverse=True)
     folds = stratified_folds(labels, probe.example_ids)
     chance = float(np.bincount(labels).max() / len(labels))
     rows = []

@@ -28,6 +28,7 @@ class Tick:
         self._progress, self._total, self._label, self._done = progress, total, label, 0
 
     def __call__(self) -> None:
+        """Count one piece as done."""
         self._done += 1
         if self._progress is not None:
             self._progress(self._done, self._total, self._label)

@@ -2,13 +2,21 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from threading import Lock
 
 import numpy as np
+import torch
 
+from dynprobe.analysis.cka_sides import CkaSide
 from dynprobe.analysis.moments import Moment
+from dynprobe.analysis.workers import n_workers
 from dynprobe.metrics import Subspace, principal_subspace
 
 MAX_BYTES = 2**30
+MIN_TOKENS = 4096
+_SIDES_PER_WORKER = 4
+# Tokens for each dimension, as in the rule of thumb for canonical correlations; more would only cost time.
+_TOKENS_PER_DIMENSION = 10
 
 
 class Representations:
@@ -30,7 +38,10 @@ class Representations:
     Attributes
     ----------
     rows
-        (n_rows, 2) example and position of each token.
+        (n_rows, 2) example and position of each token: those of the first examples, at least 4096 or ten for each
+        dimension, as far as there are so many.
+    n_shared, n_unshared
+        Number of tokens that all snapshots have, and that some of them lack.
     """
 
     def __init__(
@@ -43,10 +54,17 @@ class Representations:
         probe = moments[0].run.probe_set
         if not specials and stack in probe.special:
             common = common[~probe.special[stack][common[:, 0], common[:, 1]]]
-        self.rows = common
+        self.n_shared = len(common)
+        d_model = max(
+            m.snapshot.hidden_states(m.snapshot.layers(stack)[0], stack).shape[1] for m in _one_per_run(moments)
+        )
+        self.rows = common = _first_examples(common, max(MIN_TOKENS, _TOKENS_PER_DIMENSION * d_model))
         self._index = {moment: np.searchsorted(_codes(rows), _codes(common)) for moment, rows in stored.items()}
         self._max_bytes = max_bytes
         self._subspaces: OrderedDict[tuple[Moment, int], Subspace] = OrderedDict()
+        self._max_sides = _SIDES_PER_WORKER * n_workers()
+        self._lock = Lock()
+        self._sides: OrderedDict[tuple[Moment, int], CkaSide] = OrderedDict()
 
     @property
     def n_rows(self) -> int:
@@ -57,23 +75,41 @@ class Representations:
         """(n_rows, d_model) hidden states, float32."""
         states = moment.snapshot.hidden_states(layer, self.stack)
         index = self._index[moment]
-        whole = len(index) == len(states)
-        return (states if whole else states[index]).astype(np.float32)
+        return states[index].astype(np.float32)
+
+    def side(self, moment: Moment, layer: int) -> CkaSide:
+        """Hidden states prepared for CKA; both starts and the pair in hand of each worker are remembered."""
+        key = moment, layer
+        with self._lock:
+            found = self._sides.get(key)
+        if found is None:
+            found = CkaSide.of(torch.from_numpy(self.states(moment, layer)))
+        with self._lock:
+            self._sides[key] = found
+            self._sides.move_to_end(key)
+            while len(self._sides) > self._max_sides:
+                self._sides.popitem(last=False)
+        return found
 
     def subspace(self, moment: Moment, layer: int) -> Subspace:
         """The directions that hold the wanted share of the variance; computed once while memory lasts."""
         key = moment, layer
-        if key not in self._subspaces:
-            self._subspaces[key] = principal_subspace(self.states(moment, layer), variance=self.variance)
+        with self._lock:
+            found = self._subspaces.get(key)
+        if found is None:
+            found = principal_subspace(self.states(moment, layer), variance=self.variance)
+        with self._lock:
+            self._subspaces[key] = found
+            self._subspaces.move_to_end(key)
             while len(self._subspaces) > 1 and self._n_bytes() > self._max_bytes:
                 self._subspaces.popitem(last=False)
-        self._subspaces.move_to_end(key)
-        return self._subspaces[key]
+        return found
 
     def forget(self, layer: int, *, keep: Sequence[Moment]) -> None:
         """Drop the subspaces of a layer that is done, but for some snapshots."""
-        for key in [key for key in self._subspaces if key[1] == layer and key[0] not in keep]:
-            del self._subspaces[key]
+        with self._lock:
+            for key in [key for key in self._subspaces if key[1] == layer and key[0] not in keep]:
+                del self._subspaces[key]
 
     def groups(self, n_groups: int) -> np.ndarray:
         """(n_rows,) number of the group of examples that each token belongs to; whole examples stay together."""
@@ -94,6 +130,17 @@ class Representations:
 
     def _n_bytes(self) -> int:
         return sum(subspace.variates.nbytes for subspace in self._subspaces.values())
+
+
+def _one_per_run(moments: Sequence[Moment]) -> list[Moment]:
+    return list({moment.name: moment for moment in moments}.values())
+
+
+def _first_examples(rows: np.ndarray, n_tokens: int) -> np.ndarray:
+    """Whole examples from the first on, until there are so many tokens; any prefix of a probe set is a stratified choice."""
+    if len(rows) <= n_tokens:
+        return rows
+    return rows[rows[:, 0] <= rows[n_tokens - 1, 0]]
 
 
 def _codes(rows: np.ndarray) -> np.ndarray:

@@ -62,9 +62,7 @@ def _scores(said: Answers, moment: Moment, *, level: float, seed: int) -> list[d
     return [{**share_row("accuracy", right, level=level), "chance": chance}]
 
 
-def _number_scores(
-    values: np.ndarray, labels: np.ndarray | None, *, level: float, seed: int
-) -> list[dict[str, Any]]:
+def _number_scores(values: np.ndarray, labels: np.ndarray | None, *, level: float, seed: int) -> list[dict[str, Any]]:
     if labels is None:
         return [{"metric": "spearman", "status": "not-captured", "reason": "the probe set has no labels"}]
     if labels.ndim != 1:
@@ -78,5 +76,3 @@ def _number_scores(
     if labels.dtype.kind == "f":
         rows.append(mean_row("mean_squared_error", (values - labels) ** 2, level=level, seed=seed))
     return rows
-
-

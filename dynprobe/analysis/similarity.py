@@ -4,16 +4,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from dynprobe.analysis.catalog import SIMILARITY, describe
+from dynprobe.analysis.cka_sides import leave_group_out, similarity
 from dynprobe.analysis.layer_maps import corner_pairs, layer_maps
 from dynprobe.analysis.matching import layer_mismatch, shared_stacks
 from dynprobe.analysis.moments import Moment, Pair, last_pairs, moments_in
 from dynprobe.analysis.progress import Progress, Tick
 from dynprobe.analysis.representations import Representations
+from dynprobe.analysis.workers import in_parallel
 from dynprobe.metrics import (
     jackknife_interval,
-    linear_cka_similarity,
     subspace_correlations,
     svcca_chance_level,
     svcca_leave_group_out,
@@ -21,7 +23,7 @@ from dynprobe.metrics import (
 from dynprobe.result import Result, tidy
 
 SVCCA, CKA = SIMILARITY
-N_GROUPS = 10
+N_GROUPS = 5
 # Tokens for each kept direction; below it canonical correlations of unrelated data are far from zero.
 ROWS_PER_DIRECTION = 10
 _CHANCE_SHIFTS = (1 / 2, 1 / 3)
@@ -60,7 +62,7 @@ def hidden_state_similarity(
     -------
     Result
         Rows per stack and layer; `n` is the number of tokens, `n_kept` the smaller number of directions that SVCCA keeps.
-        The last pair of each comparison also has an interval (jackknife leaving out one of ten groups of examples at a
+        The last pair of each comparison also has an interval (jackknife leaving out one of five groups of examples at a
         time) and a chance level (one side shifted cyclically by whole examples, which keeps everything but the pairing).
         Status "insufficient-sample" for SVCCA of fewer than ten tokens per kept direction; there its chance level is
         no longer small. Arrays ``svcca_layers:RUN@STEP|RUN@STEP`` hold layer by layer maps of the last pairs, with NaN for
@@ -107,10 +109,11 @@ def _stack_rows(
     matched = [pair for pair in pairs if layer_mismatch(pair, states.stack) is None]
     ends = list(last_pairs(pairs))
     keep = moments_in(corner_pairs(pairs))
-    layers = sorted({layer for pair in matched for layer in _layers(pair, states.stack)})
+    layers: list[int] = sorted({layer for pair in matched for layer in _layers(pair, states.stack)})
     tick = Tick(progress, len(layers), f"hidden states ({states.stack})")
-    rows = []
-    for layer in layers:
+
+    def of_layer(layer: int) -> list[dict[str, Any]]:
+        rows = []
         for pair in matched:
             if layer in _layers(pair, states.stack):
                 where = {**pair.columns(), "stack": states.stack, "layer": layer, "n": states.n_rows}
@@ -120,6 +123,11 @@ def _stack_rows(
                 if CKA in metrics:
                     rows.append({"metric": CKA, **where, **_cka(states, pair, layer, level=with_interval)})
         states.forget(layer, keep=keep)
+        return rows
+
+    rows: list[dict[str, Any]] = []
+    for found in in_parallel(of_layer, layers):
+        rows += found
         tick()
     return rows
 
@@ -161,27 +169,26 @@ def _sample_status(n_rows: int, n_kept: int) -> dict[str, str]:
 
 
 def _cka(states: Representations, pair: Pair, layer: int, *, level: float | None) -> dict[str, Any]:
-    x, y = states.states(pair.a, layer), states.states(pair.b, layer)
+    """Value of one layer; with interval and chance level when a confidence level is given."""
     try:
-        value = float(linear_cka_similarity(x, y, debiased=True))
+        a, b = states.side(pair.a, layer), states.side(pair.b, layer)
+        found: dict[str, Any] = {"value": similarity(a, b)}
     except ValueError as error:
         return {"status": "undefined", "reason": str(error)}
-    found: dict[str, Any] = {"value": value}
     n_groups = min(N_GROUPS, states.n_examples)
     if level is None or n_groups < 2:
         return found
+    found["chance"] = float(np.mean([similarity(a, b.rolled(shift)) for shift in states.shifts(_CHANCE_SHIFTS)]))
     groups = states.groups(n_groups)
-    found["chance"] = float(
-        np.mean([linear_cka_similarity(x, np.roll(y, s, axis=0), debiased=True) for s in states.shifts(_CHANCE_SHIFTS)])
-    )
-    left = [groups != group for group in range(n_groups)]
-    if min(keep.sum() for keep in left) < 4:
+    if len(groups) - np.bincount(groups).max() < 4:
         return found
-    leave_out = np.array([linear_cka_similarity(x[keep], y[keep], debiased=True) for keep in left])
-    return found | _interval(value, leave_out, level, bounds=(-np.inf, 1.0))
+    leave_out = leave_group_out(a, b, torch.from_numpy(groups), n_groups)
+    return found | _interval(found["value"], leave_out, level, bounds=(-1.0, 1.0))
 
 
-def _interval(value: float, leave_out: np.ndarray, level: float, *, bounds: tuple[float, float]) -> dict[str, float]:
+def _interval(
+    value: float, leave_out: Sequence[float] | np.ndarray, level: float, *, bounds: tuple[float, float]
+) -> dict[str, float]:
     low, high = jackknife_interval(value, leave_out, level=level)
     return {"low": float(np.clip(low, *bounds)), "high": float(np.clip(high, *bounds))}
 
@@ -210,7 +217,14 @@ def _too_few(pair: Pair, stack: str, metric: str, n_rows: int) -> dict[str, Any]
 
 def _notes(states: Representations, stack: str, *, specials: bool) -> list[str]:
     what = "with special tokens" if specials else "without special tokens"
-    notes = [f"Hidden states ({stack}) are compared over {states.n_rows} tokens of {states.n_examples} examples, {what}."]
+    notes = [
+        f"Hidden states ({stack}) are compared over {states.n_rows} tokens of {states.n_examples} examples, {what}."
+    ]
+    if states.n_shared > states.n_rows:
+        notes.append(
+            f"Hidden states ({stack}): the tokens of the first examples are used, {states.n_rows} of {states.n_shared}; "
+            "that is ten for each dimension, or 4096."
+        )
     if states.n_unshared:
         notes.append(
             f"Hidden states ({stack}): {states.n_unshared} tokens that not all snapshots hold were left out of all."

@@ -105,9 +105,7 @@ def _write_stack(file: FileWriter, recipe: Recipe, probe: ProbeSet, stack: str, 
             _write_attention(file, recipe, probe, (stack, kind), noise)
 
 
-def _write_attention(
-    file: FileWriter, recipe: Recipe, probe: ProbeSet, where: tuple[str, str], noise: _Noise
-) -> None:
+def _write_attention(file: FileWriter, recipe: Recipe, probe: ProbeSet, where: tuple[str, str], noise: _Noise) -> None:
     stack, kind = where
     n_query = probe.real[stack][: recipe.n_attention].sum(axis=1)
     n_key = probe.real["encoder" if kind == "cross" else stack][: recipe.n_attention].sum(axis=1) + recipe.n_virtual
