@@ -50,10 +50,7 @@ def draw_heatmap(picture: Picture, figure: Figure) -> None:
     axes.set_ylabel(figure_text(picture.y_label))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=0.8 if len(columns) <= 30 else 0.2)
-    axes.tick_params(which="minor", length=0)
+    _separate_cells(axes, len(columns), len(rows))
     if np.isfinite(grid).any():
         _colour_bar(figure, image, picture)
     _legend(figure, picture.data)
@@ -85,6 +82,14 @@ def _ticks(count: int) -> list[int]:
     return list(range(0, count, step))
 
 
+def _separate_cells(axes: Axes, columns: int, rows: int) -> None:
+    width = 0.8 if columns <= 30 else 0.2
+    axes.vlines(np.arange(1, columns) - 0.5, -0.5, rows - 0.5, color="white", linewidth=width)
+    axes.hlines(np.arange(1, rows) - 0.5, -0.5, columns - 0.5, color="white", linewidth=width)
+    axes.set_xlim(-0.5, columns - 0.5)
+    axes.set_ylim(-0.5, rows - 0.5)
+
+
 def _print_numbers(axes: Axes, image: AxesImage, grid: np.ndarray) -> None:
     size = np.nanmax(np.abs(grid), initial=0.0)
     decimals = 2 - int(np.floor(np.log10(size))) if size > 0 else 0
@@ -93,10 +98,11 @@ def _print_numbers(axes: Axes, image: AxesImage, grid: np.ndarray) -> None:
             continue
         red, green, blue, _ = image.to_rgba(np.asarray(value))
         light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
-        axes.text(
+        text = axes.text(
             column, row, _cell_number(float(value), decimals), ha="center", va="center", fontsize=7.8,
             color="#1d2733" if light else "white",
         )  # fmt: skip
+        text.set_in_layout(False)  # always inside the axes; measuring each takes long
 
 
 def _cell_number(value: float, decimals: int) -> str:

@@ -25,9 +25,9 @@ def draw_lines(picture: Picture, figure: Figure) -> None:
     axes.set_axisbelow(True)
     handles: list[Line2D | Patch] = []
     names: list[str] = []
-    for series, ink in picture.inks.items():
+    for rank, (series, ink) in enumerate(picture.inks.items()):
         rows = picture.data[picture.data["series"] == series]
-        handles.append(_draw_series(axes, rows, ink))
+        handles.append(_draw_series(axes, rows, ink, weight=1.0 - rank / len(picture.inks)))
         names.append(figure_text(series))
     _set_axis(axes, picture)
     for patch, name in (_hatch_missing(axes, picture), _shade_chance(axes, picture.data)):
@@ -37,16 +37,16 @@ def draw_lines(picture: Picture, figure: Figure) -> None:
     _legend(figure, handles, names)
 
 
-def _draw_series(axes: Axes, rows: pd.DataFrame, ink: Ink) -> Line2D:
-    """Draw later runs thinner: where two runs agree, both stay visible."""
+def _draw_series(axes: Axes, rows: pd.DataFrame, ink: Ink, *, weight: float) -> Line2D:
+    """Draw later series thinner: where two runs agree, both stay visible."""
     x, value, low, high = (rows[name].to_numpy(dtype=float) for name in ("x", "value", "low", "high"))
     own = colour(ink.colour)
     interval = np.isfinite(low) & np.isfinite(high)
     few = np.isfinite(value).sum() <= MOST_MARKERS
     shape, face = (marker(ink) if few else ""), (own if ink.dash == 0 else "white")
     (line,) = axes.plot(
-        x, value, color=own, linestyle=dash(ink), linewidth=max(1.4, 3.0 - 0.8 * ink.colour), marker=shape,
-        markersize=max(4.0, 7.0 - 1.5 * ink.colour),
+        x, value, color=own, linestyle=dash(ink), linewidth=1.1 + 1.4 * weight, marker=shape,
+        markersize=3.2 + 3.0 * weight,
         markerfacecolor=face, markeredgecolor=own, zorder=3,
     )  # fmt: skip
     if interval.sum() > 1:
@@ -116,7 +116,8 @@ def _legend(figure: Figure, handles: list[Line2D | Patch], names: list[str]) -> 
     if len(handles) == 0:
         return
     longest = max(map(len, names))
-    columns = min(len(handles), 3 if longest <= 19 else 2 if longest <= 34 else 1)
+    fitting = 3 if longest <= 19 else 2 if longest <= 34 else 1
+    columns = 2 if len(handles) == 4 and fitting == 3 else min(len(handles), fitting)
     legend = figure.legend(
         handles=handles, labels=[f"entry {number}" for number in range(len(handles))],
         loc="outside upper left", ncols=columns, borderaxespad=0.2, handlelength=2.6, columnspacing=1.4,

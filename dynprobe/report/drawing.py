@@ -18,7 +18,7 @@ from dynprobe.report.picture import Picture
 WIDTH = 5.6  # inches
 LINES_HEIGHT = 3.7
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": FONT,
     "font.size": 10.5,
     "text.parse_math": False,  # a run may be called "$x"
@@ -90,5 +90,5 @@ def _style() -> Iterator[None]:
     shipped: dict[Any, Any] = dict(mpl.rcParamsDefault.items())
     shipped.pop("backend", None)
     with mpl.rc_context():
-        mpl.rcParams.update({**shipped, **STYLE})
+        mpl.rcParams.update(shipped | STYLE)
         yield

@@ -12,7 +12,7 @@ from dynprobe.report.wording import clean_text, format_interval, format_number, 
 
 MOST_CELLS = 3000
 # A spreadsheet takes a cell that begins so for a formula.
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+_FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r", "\n")
 
 
 @dataclass(frozen=True)

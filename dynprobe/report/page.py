@@ -19,7 +19,7 @@ from dynprobe.report.pictures import pictures
 from dynprobe.report.readings import Readings, read
 from dynprobe.report.sections import SECTIONS, Section
 from dynprobe.report.summary import summary_rows
-from dynprobe.report.wording import clean_text, format_number, mapping_of
+from dynprobe.report.wording import clean_text, mapping_of
 from dynprobe.result import MetricInfo, Result
 
 LONGEST_FACT = 2000
@@ -163,13 +163,15 @@ def _more_facts(result: Result) -> list[tuple[str, str]]:
 def _fact(value: Any) -> str:
     if isinstance(value, (list, tuple)) and all(isinstance(item, (str, int, float)) for item in value):
         text = ", ".join(map(str, value))
+    elif isinstance(value, Mapping) and all(isinstance(item, (str, int, float)) for item in value.values()):
+        text = ", ".join(f"{key} {item}" for key, item in value.items())
     else:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str, indent=1)
     return text if len(text) <= LONGEST_FACT else f"{text[:LONGEST_FACT]}…"
 
 
 def _bounds(info: MetricInfo) -> str:
-    low, high = (None if end is None or pd.isna(end) else format_number(end) for end in info.bounds)
+    low, high = (None if end is None or pd.isna(end) else f"{end:.3g}" for end in info.bounds)
     if low is None and high is None:
         return "no bounds"
     if low is None or high is None:

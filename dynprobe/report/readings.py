@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,8 @@ from dynprobe.report.picture import Ink
 from dynprobe.report.wording import mapping_of, run_labels, short_label
 from dynprobe.result import Result
 
+# How the vector of an example was pooled from its tokens; other positions stand for themselves.
+_POSITIONS = {"first": "first token", "mean": "mean over tokens", "last": "last token"}
 NOT_FINITE = "the value is not a finite number"
 
 
@@ -77,7 +80,7 @@ def last_steps(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[(rows["step"] == last).fillna(value=True).astype(bool)]
 
 
-def status_text(status: str, reason: object) -> str:
+def status_text(status: str, reason: Any) -> str:
     """The status word with its reason, for a cell that has no number."""
     return status if reason is None or pd.isna(reason) or not str(reason) else f"{status}: {reason}"
 
@@ -99,7 +102,7 @@ def _without_unmeasured_numbers(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _subject(labels: Mapping[str, str], comparison: object, run_a: object, run_b: object) -> str:
+def _subject(labels: Mapping[str, str], comparison: Any, run_a: Any, run_b: Any) -> str:
     first = labels.get(str(run_a), "run") if not pd.isna(run_a) else "run"
     if pd.isna(comparison) or comparison != "between" or pd.isna(run_b):
         return first
@@ -111,5 +114,5 @@ def _variants(rows: pd.DataFrame) -> list[str]:
     columns = (["stack"] if several_stacks else []) + ["position", "group"]
     return [
         ", ".join(short_label(cell, length=24) for cell in cells if not pd.isna(cell) and cell)
-        for cells in rows[columns].itertuples(index=False, name=None)
+        for cells in rows[columns].replace({"position": _POSITIONS}).itertuples(index=False, name=None)
     ]

@@ -9,19 +9,43 @@ from dynprobe.result import MetricInfo, Result
 
 STEPS = (0, 50, 100, 200, 400, 800)
 METRICS = {
-    "attention_js_divergence": MetricInfo("attention JS divergence", "nats", "0 when a layer attends as before; at most ln 2.", (0.0, 0.6931)),
-    "svcca_similarity": MetricInfo("SVCCA similarity", "1", "1 when two layers hold the same up to a linear map.", (0.0, 1.0)),
-    "linear_cka_similarity": MetricInfo("linear CKA similarity", "1", "1 when examples lie alike in both layers.", (0.0, 1.0)),
-    "isoscore": MetricInfo("IsoScore", "1", "1 when the vectors fill all directions alike; 0 when they lie on a line.", (0.0, 1.0)),
+    "attention_js_divergence": MetricInfo(
+        "attention JS divergence", "nats", "0 when a layer attends as before.", (0.0, 0.6931)
+    ),
+    "svcca_similarity": MetricInfo(
+        "SVCCA similarity", "1", "1 when two layers hold the same up to a linear map.", (0.0, 1.0)
+    ),
+    "linear_cka_similarity": MetricInfo(
+        "linear CKA similarity", "1", "1 when examples lie alike in both layers.", (0.0, 1.0)
+    ),
+    "isoscore": MetricInfo(
+        "IsoScore", "1", "1 when the vectors fill all directions alike; 0 when they lie on a line.", (0.0, 1.0)
+    ),
     "effective_rank": MetricInfo("effective rank", "dimensions", "How many directions the vectors use.", (1.0, None)),
-    "cls_std_mean": MetricInfo("spread of pooled vectors", "1", "0 when all examples have the same vector.", (0.0, None)),
-    "probe_accuracy": MetricInfo("probe accuracy", "accuracy", "Share of examples that a linear classifier gets right.", (0.0, 1.0)),
-    "prediction_flip_rate": MetricInfo("prediction flip rate", "1", "Share of examples whose answer changed.", (0.0, 1.0)),
-    "output_symmetric_kl": MetricInfo("output symmetric KL", "nats", "0 when both answer with the same probabilities.", (0.0, None)),
+    "cls_std_mean": MetricInfo(
+        "spread of pooled vectors", "1", "0 when all examples have the same vector.", (0.0, None)
+    ),
+    "probe_accuracy": MetricInfo(
+        "probe accuracy", "accuracy", "Share of examples that a linear classifier gets right.", (0.0, 1.0)
+    ),
+    "prediction_flip_rate": MetricInfo(
+        "prediction flip rate", "1", "Share of examples whose answer changed.", (0.0, 1.0)
+    ),
+    "output_symmetric_kl": MetricInfo(
+        "output symmetric KL", "nats", "0 when both answer with the same probabilities.", (0.0, None)
+    ),
     "accuracy": MetricInfo("accuracy", "accuracy", "Share of right answers.", (0.0, 1.0)),
-    "mean_nll": MetricInfo("mean negative log-likelihood", "nats", "0 when every answer is right and certain.", (0.0, None)),
+    "mean_nll": MetricInfo(
+        "mean negative log-likelihood", "nats", "0 when every answer is right and certain.", (0.0, None)
+    ),
     "my_own_metric": MetricInfo("my own metric", "furlongs", "Something that this package has never heard of."),
-}  # fmt: skip
+}
+
+
+FEW_ROWS = (
+    {"metric": "accuracy", "comparison": "within", "run_a": "seed 1", "step_a": 5, "value": 0.75},
+    {"metric": "isoscore", "comparison": "within", "run_a": "seed 1", "step_a": 5, "layer": 1, "value": 0.5},
+)
 
 
 def _value(metric, progress, depth, bend):
@@ -150,6 +174,20 @@ def _logs(runs, steps):
     }
 
 
+def _facts(number, steps):
+    return {
+        "model": "bert-base-uncased",
+        "task": "CoLA",
+        "seed": number,
+        "created": "2025-01-02T03:04:05Z",
+        "path": f"runs/{number}",
+        "probe": "3fa94c",
+        "steps": list(steps),
+        "versions": {"torch": "2.13", "transformers": "5.23"},
+        "command": "dynprobe run -- python train.py",
+    }
+
+
 def make_result(runs=("seed 1", "seed 2"), *, steps=STEPS, layers=6, heads=12, change=None, **fields):
     """A made-up result; ``change`` may rewrite each row before the table is made."""
     rows = [*_output_rows(runs, steps), *_layer_rows(runs, steps, layers, heads)]
@@ -171,14 +209,10 @@ def make_result(runs=("seed 1", "seed 2"), *, steps=STEPS, layers=6, heads=12, c
         "notes": ("The probe inputs come from the training data.", "Runs are aligned by step."),
         "provenance": {
             "scalars": _logs(runs, steps) if max(steps) else {},
-            "runs": {
-                run: {"model": "bert-base-uncased", "task": "CoLA", "seed": number, "created": "2025-01-02T03:04:05Z", "path": f"runs/{number}",
-                      "probe": "3fa94c…", "steps": list(steps), "versions": {"torch": "2.13", "transformers": "5.23"}, "command": "dynprobe run -- python train.py"}
-                for number, run in enumerate(runs)
-            },
+            "runs": {run: _facts(number, steps) for number, run in enumerate(runs)},
             "command": "dynprobe compare a b",
         },
-    }  # fmt: skip
+    }
     return Result(**{**given, **fields})
 
 
@@ -195,8 +229,8 @@ def spoil(row):
 
 @pytest.fixture(scope="session")
 def build():
-    """The builder of results and the spoiler of rows."""
-    return SimpleNamespace(result=make_result, spoil=spoil, metrics=METRICS)
+    """The builder of results, its metrics, and a table of few rows."""
+    return SimpleNamespace(result=make_result, metrics=METRICS, few_rows=FEW_ROWS)
 
 
 @pytest.fixture(scope="session")
@@ -211,3 +245,11 @@ def page(two_runs):
     from dynprobe.report import render_html
 
     return render_html(two_runs)
+
+
+@pytest.fixture(scope="session")
+def drawn(two_runs):
+    """The pictures of ``two_runs``, as data."""
+    from dynprobe.report import pictures
+
+    return pictures(two_runs)
