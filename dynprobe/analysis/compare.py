@@ -61,8 +61,7 @@ def compare(
     Result
         One row per measured value, findings in plain words, layer by layer maps, notes and provenance. The comparisons are
         "from_start" (a run against its first snapshot), "consecutive" (against the snapshot before, outputs only),
-        "between" (run against run at aligned steps) and "within" (a value of one snapshot). Linear probes, the slowest part,
-        are fitted at the first and the last step; :func:`~dynprobe.analysis.probing.probe_accuracy` takes any others.
+        "between" (run against run at aligned steps) and "within" (a value of one snapshot).
 
     Raises
     ------
@@ -125,7 +124,6 @@ class _Scope:
     """Which snapshots and pairs are looked at."""
 
     moments: tuple[Moment, ...]
-    ends: tuple[Moment, ...]
     pairs: tuple[Pair, ...]
     consecutive: tuple[Pair, ...]
 
@@ -135,9 +133,6 @@ def _scope(run_a: Run, run_b: Run, names: tuple[str, ...]) -> _Scope:
     starts = [pair for run, name in named for pair in pairs_from_start(run, name=name)]
     return _Scope(
         moments=tuple(moment for run, name in named for moment in moments(run, name=name)),
-        ends=tuple(
-            dict.fromkeys(found[i] for run, name in named for found in [moments(run, name=name)] for i in (0, -1))
-        ),
         pairs=(*starts, *pairs_between(run_a, run_b, names=(names[0], names[1]))),
         consecutive=tuple(pair for run, name in named for pair in consecutive_pairs(run, name=name)),
     )
@@ -167,7 +162,7 @@ def _results(scope: _Scope, chosen: Sequence[str], options: _Options) -> list[Re
     if parts[ISOTROPY]:
         results.append(isotropy(scope.moments, level=level, metrics=parts[ISOTROPY], progress=progress))
     if parts[PROBING]:
-        results.append(probe_accuracy(scope.ends, level=level, progress=progress))
+        results.append(probe_accuracy(scope.moments, level=level, progress=progress))
     return results
 
 

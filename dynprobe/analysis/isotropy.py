@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import entr
 
 from dynprobe.analysis.catalog import ISOTROPY, METRICS, describe
-from dynprobe.analysis.moments import Moment
+from dynprobe.analysis.moments import Moment, ends_of
 from dynprobe.analysis.progress import Progress, Tick
 from dynprobe.analysis.workers import in_parallel
 from dynprobe.metrics import (
@@ -68,7 +68,7 @@ def isotropy(
     --------
     >>> isotropy(moments(run)).select(metric="isoscore", position="first")  # doctest: +SKIP
     """
-    ends = _ends(moments)
+    ends = ends_of(moments)
     tick = Tick(progress, len(moments), "isotropy")
 
     def of_moment(moment: Moment) -> list[dict[str, Any]]:
@@ -94,13 +94,6 @@ def isotropy(
             for name in metrics
         ]
     return Result("Isotropy", tidy(rows), describe(metrics))
-
-
-def _ends(moments: Sequence[Moment]) -> set[Moment]:
-    """First and last snapshot of each run."""
-    last = {moment.name: moment for moment in moments}
-    first = {moment.name: moment for moment in reversed(moments)}
-    return {*first.values(), *last.values()}
 
 
 def _pooled(moment: Moment, stack: str) -> Iterator[tuple[str, int]]:

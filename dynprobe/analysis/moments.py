@@ -133,3 +133,10 @@ def moments_in(pairs: Iterable[Pair]) -> tuple[Moment, ...]:
 def last_pairs(pairs: Sequence[Pair]) -> Iterator[Pair]:
     """The last pair of each comparison and run: the end of training, where intervals are worth their time."""
     yield from {(pair.comparison, pair.a.name, pair.b.name): pair for pair in pairs}.values()
+
+
+def ends_of(moments: Sequence[Moment]) -> set[Moment]:
+    """First and last snapshot of each run."""
+    last = {moment.name: moment for moment in moments}
+    first = {moment.name: moment for moment in reversed(moments)}
+    return {*first.values(), *last.values()}

@@ -1,13 +1,12 @@
 """Where the label can be read: cross-validated accuracy of a linear probe on the pooled vectors of each layer."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from dynprobe.analysis.catalog import PROBING, describe
-from dynprobe.analysis.moments import Moment
+from dynprobe.analysis.moments import Moment, ends_of
 from dynprobe.analysis.progress import Progress, Tick
 from dynprobe.analysis.workers import in_parallel
 from dynprobe.metrics import fit_linear_probe, wilson_interval
@@ -15,11 +14,13 @@ from dynprobe.probe_set import ProbeSet
 from dynprobe.result import Result, tidy
 
 N_FOLDS = 5
+TOLERANCE = 1e-5  # of the gradient; measured at the default penalty, a closer fit changes no prediction
+PENALTY_PER_EXAMPLE = 0.1
 METRIC = PROBING[0]
 
 
 def probe_accuracy(
-    moments: Sequence[Moment], *, level: float = 0.95, penalty: float = 1.0, progress: Progress | None = None
+    moments: Sequence[Moment], *, level: float = 0.95, penalty: float | None = None, progress: Progress | None = None
 ) -> Result:
     """Cross-validated accuracy of a linear classifier that reads the probe set's labels from frozen pooled vectors.
 
@@ -34,14 +35,16 @@ def probe_accuracy(
         Confidence level of the Wilson intervals. They take the examples as independent trials and so leave out that the
         five folds share training examples.
     penalty
-        Strength of the L2 penalty, as in :func:`dynprobe.metrics.fit_linear_probe`.
+        Strength of the L2 penalty, as in :func:`dynprobe.metrics.fit_linear_probe`; by default a tenth of the number of
+        training examples, since a few hundred examples in a few hundred dimensions can otherwise be learned by heart.
     progress
         Called with (done, total, label) after each snapshot.
 
     Returns
     -------
     Result
-        Rows per stack, layer and kind of pooled vector; ``n`` is the number of examples. Folds are stratified by label and
+        Rows per stack, layer and kind of pooled vector (the stand-in for [CLS] at every snapshot, the other kinds at the
+        first and last of a run); ``n`` is the number of examples. Folds are stratified by label and
         chosen by content, so they are the same for every snapshot and run. Status "not-captured" without labels,
         "undefined" for labels that are no classes, "insufficient-sample" when a class has fewer examples than folds.
 
@@ -51,7 +54,12 @@ def probe_accuracy(
     """
     tick = Tick(progress, len(moments), "linear probes")
     rows: list[dict[str, Any]] = []
-    for found in in_parallel(partial(_moment_rows, level=level, penalty=penalty), moments):
+    ends = ends_of(moments)
+
+    def of_moment(moment: Moment) -> list[dict[str, Any]]:
+        return _moment_rows(moment, every_kind=moment in ends, level=level, penalty=penalty)
+
+    for found in in_parallel(of_moment, moments):
         rows += found
         tick()
     return Result("Linear probes", tidy(rows), describe(PROBING))
@@ -94,7 +102,7 @@ def stratified_folds(labels: np.ndarray, ids: Sequence[str]) -> np.ndarray:
     return folds
 
 
-def _moment_rows(moment: Moment, *, level: float, penalty: float) -> list[dict[str, Any]]:
+def _moment_rows(moment: Moment, *, every_kind: bool, level: float, penalty: float | None) -> list[dict[str, Any]]:
     probe = moment.run.probe_set
     refusal = _refusal(probe)
     if refusal:
@@ -104,7 +112,8 @@ def _moment_rows(moment: Moment, *, level: float, penalty: float) -> list[dict[s
     chance = float(np.bincount(labels).max() / len(labels))
     rows = []
     for stack in moment.snapshot.stacks:
-        for kind in moment.snapshot.pooled_kinds(stack):
+        kinds = moment.snapshot.pooled_kinds(stack)
+        for kind in kinds if every_kind else kinds[:1]:
             layers = moment.snapshot.pooled_layers(kind, stack)
             features = np.stack([moment.snapshot.pooled(kind, layer, stack) for layer in layers]).astype(np.float64)
             n_right = _n_right(features, labels, folds, n_classes=len(classes), penalty=penalty)
@@ -121,12 +130,15 @@ def _moment_rows(moment: Moment, *, level: float, penalty: float) -> list[dict[s
 
 
 def _n_right(
-    features: np.ndarray, labels: np.ndarray, folds: np.ndarray, *, n_classes: int, penalty: float
+    features: np.ndarray, labels: np.ndarray, folds: np.ndarray, *, n_classes: int, penalty: float | None
 ) -> np.ndarray:
     """(n_layers,) number of examples that the probe of the other folds labels correctly."""
     right = np.zeros(len(features), dtype=np.int64)
     for fold in range(N_FOLDS):
         held_out = folds == fold
-        probe = fit_linear_probe(features[:, ~held_out], labels[~held_out], n_classes=n_classes, penalty=penalty)
+        strength = PENALTY_PER_EXAMPLE * int((~held_out).sum()) if penalty is None else penalty
+        probe = fit_linear_probe(
+            features[:, ~held_out], labels[~held_out], n_classes=n_classes, penalty=strength, tolerance=TOLERANCE
+        )
         right += (np.asarray(probe.predict(features[:, held_out])) == labels[held_out]).sum(axis=-1)
     return right

@@ -10,13 +10,13 @@ from dynprobe.metrics.isotropy import (
     mean_cosine,
     participation_ratio,
 )
+from dynprobe.metrics.leave_group_out import svcca_leave_group_out
 from dynprobe.metrics.probes import LinearProbe, fit_linear_probe
 from dynprobe.metrics.resampling import (
     bootstrap_interval,
     cca_chance_level,
     jackknife_interval,
     svcca_chance_level,
-    svcca_leave_group_out,
     wilson_interval,
 )
 from dynprobe.metrics.similarity import (

@@ -1,12 +1,39 @@
 """Arrays in, arrays out: tensors stay tensors on their device, NumPy arrays come back as NumPy arrays."""
 
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 Array: TypeAlias = np.ndarray | Tensor
+OneKind = TypeVar("OneKind", np.ndarray, Tensor)
+
+# A column whose entries differ by no more than this many roundings of its largest entry is constant.
+_CONSTANT_ROUNDINGS = 4
+
+
+@dataclass(frozen=True)
+class Centred:
+    """Observations with the mean taken out, scaled so that squares neither overflow nor vanish.
+
+    Attributes
+    ----------
+    values
+        (..., n_samples, n_features) centred and divided by `scale`; the largest entry is in [1, 2).
+    mean
+        (..., 1, n_features) in the units of the observations.
+    scale
+        (..., 1, 1) a power of two, so that scaling rounds nothing.
+    rounding
+        (...) how far the entries of `values` are known: the spacing of the numbers as given, at the root mean square.
+    """
+
+    values: Tensor
+    mean: Tensor
+    scale: Tensor
+    rounding: Tensor
 
 
 def to_float64(name: str, value: Any) -> Tensor:
@@ -57,34 +84,77 @@ def observations(name: str, value: Any) -> Tensor:
     return tensor
 
 
-def paired(x: Any, y: Any) -> tuple[Tensor, Tensor]:
-    """Check two sets of observations of the same samples, in the same order."""
+def paired(x: Any, y: Any) -> tuple[Centred, Centred]:
+    """Check and centre two sets of observations of the same samples, in the same order."""
     first, second = observations("x", x), observations("y", y)
     if first.shape[-2] != second.shape[-2]:
         raise ValueError(
             f"`x` and `y` must hold the same samples, row by row; got {first.shape[-2]} and {second.shape[-2]} rows"
         )
-    return first, second
+    check_broadcast("x", first.shape[:-2], "y", second.shape[:-2])
+    first_centred = centre("x", first, spacing=resolution(x))
+    return first_centred, centre("y", second.to(first.device), spacing=resolution(y))
 
 
-def unit_scale(x: Tensor) -> Tensor:
-    """Centre each feature and divide by the largest entry, so that squares neither overflow nor vanish.
+def check_broadcast(name: str, shape: tuple[int, ...], other: str, other_shape: tuple[int, ...]) -> None:
+    """Complain about leading axes that do not fit each other."""
+    try:
+        torch.broadcast_shapes(shape, other_shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"`{name}` and `{other}` must have leading axes that broadcast; got {tuple(shape)} and {tuple(other_shape)}"
+        ) from error
 
-    The mean is taken out twice: what a large mean leaves over by rounding goes with the second pass.
+
+def centre(name: str, x: Tensor, *, spacing: float) -> Centred:
+    """Take the mean of each feature out and scale by a power of two.
+
+    The mean is taken out twice: what a large mean leaves over by rounding goes with the second pass. `spacing` is the
+    relative spacing of the numbers as they were given, see :func:`resolution`.
 
     Raises
     ------
     ValueError
-        When all samples are equal.
+        When all samples are equal, up to the rounding of float64.
     """
-    largest = x.abs().amax(dim=(-2, -1), keepdim=True)
-    scaled = x / torch.where(largest > 0, largest, torch.ones_like(largest))
-    centred = scaled - scaled.mean(dim=-2, keepdim=True)
-    centred = centred - centred.mean(dim=-2, keepdim=True)
-    # Rounding of the mean leaves a residue in a constant column; it is no variation.
-    noise = 4 * torch.finfo(x.dtype).eps * scaled.abs().amax(dim=-2, keepdim=True)
-    centred = torch.where(centred.abs().amax(dim=-2, keepdim=True) <= noise, torch.zeros_like(centred), centred)
-    spread = centred.abs().amax(dim=(-2, -1), keepdim=True)
+    first_scale = power_of_two(x.abs().amax(dim=(-2, -1), keepdim=True))
+    scaled = x / first_scale
+    mean = scaled.mean(dim=-2, keepdim=True)
+    values = scaled - mean
+    rest = values.mean(dim=-2, keepdim=True)
+    values = values - rest
+    constant = _CONSTANT_ROUNDINGS * torch.finfo(x.dtype).eps * scaled.abs().amax(dim=-2, keepdim=True)
+    values = torch.where(values.abs().amax(dim=-2, keepdim=True) <= constant, torch.zeros_like(values), values)
+    spread = values.abs().amax(dim=(-2, -1), keepdim=True)
     if bool((spread == 0).any()):
-        raise ValueError("observations must vary; got samples that are all equal, for which the value is undefined")
-    return centred / spread
+        raise ValueError(f"`{name}` must vary; got samples that are all equal, for which the value is undefined")
+    second_scale = power_of_two(spread)
+    size = (scaled / second_scale).square().mean(dim=(-2, -1)).sqrt()
+    return Centred(values / second_scale, (mean + rest) * first_scale, first_scale * second_scale, spacing * size)
+
+
+def power_of_two(largest: Tensor) -> Tensor:
+    """The power of two at or below each positive number, 1 for zero; dividing by it is exact."""
+    mantissa = torch.frexp(largest).mantissa
+    return torch.where(largest > 0, largest / torch.where(largest > 0, 2 * mantissa, torch.ones_like(largest)), 1.0)
+
+
+def unit_columns(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each feature centred and with mean square 1, or all zero when it is constant; and its mean and standard deviation.
+
+    Every feature is scaled by its own power of two first, so that squares neither overflow nor vanish.
+    """
+    largest = x.abs().amax(dim=-2, keepdim=True)
+    scale = power_of_two(largest)
+    scaled = x / scale
+    mean = scaled.mean(dim=-2, keepdim=True)
+    values = scaled - mean
+    rest = values.mean(dim=-2, keepdim=True)
+    values = values - rest
+    spread = values.abs().amax(dim=-2, keepdim=True)
+    constant = spread <= _CONSTANT_ROUNDINGS * torch.finfo(x.dtype).eps * (largest / scale)
+    spread = torch.where(constant, torch.ones_like(spread), spread)
+    std = spread * (values / spread).square().mean(dim=-2, keepdim=True).sqrt()
+    std = torch.where(constant, torch.zeros_like(std), std)
+    unit = torch.where(constant, torch.zeros_like(values), values / torch.where(constant, torch.ones_like(std), std))
+    return unit, (mean + rest) * scale, std * scale

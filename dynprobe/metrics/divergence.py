@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from dynprobe.metrics._arrays import Array, like, to_float64
+from dynprobe.metrics._arrays import Array, check_broadcast, like, power_of_two, to_float64
 
 # phi(r) = 1/2 [(1+r) ln(1+r) + (1-r) ln(1-r)] = sum over k >= 1 of r^2k / (2k (2k-1)); below this |r| eight terms are exact.
 _SERIES_BELOW = 0.125
@@ -52,6 +52,8 @@ def js_divergence(p: Array, q: Array) -> Array:
         raise ValueError(
             f"`p` and `q` must have the same number of outcomes; got {first.shape[-1]} and {second.shape[-1]}"
         )
+    check_broadcast("p", first.shape[:-1], "q", second.shape[:-1])
+    second = second.to(first.device)
     total, difference = first + second, first - second
     ratio = torch.where(
         total > 0, difference / torch.where(total > 0, total, torch.ones_like(total)), torch.zeros_like(total)
@@ -72,17 +74,19 @@ def symmetric_kl_divergence(p_logits: Array, q_logits: Array) -> Array:
     Returns
     -------
     Array
-        Shape (...), at least 0.
+        Shape (...), at least 0; the leading axes broadcast.
 
     Raises
     ------
     ValueError
-        For non-finite logits, fewer than two classes, or different numbers of classes.
+        For non-finite logits, fewer than two classes, different numbers of classes, or a value beyond the range of float64.
 
     Notes
     -----
-    Unchanged when a constant is added to all logits of a row. Computed as the sum of (p - q)(log p - log q), whose terms
-    are all non-negative. The trust-region term of R3F (Aghajanyan et al. 2021, eq. 4) is this divergence.
+    The sum itself, not the mean of the two directions. Unchanged when a constant is added to all logits of a row. With
+    δ = ln p - ln q it is Σ q δ (exp δ - 1), whose terms are all non-negative; δ comes from the differences of the logits, so
+    that two nearly equal models lose no digits. The trust-region term of R3F (Aghajanyan et al. 2021, section 3) is this
+    divergence.
 
     Examples
     --------
@@ -91,14 +95,35 @@ def symmetric_kl_divergence(p_logits: Array, q_logits: Array) -> Array:
     0.274653
     """
     first, second = to_float64("p_logits", p_logits), to_float64("q_logits", q_logits)
-    if first.ndim == 0 or first.shape[-1] < 2 or first.shape[-1] != second.shape[-1]:
+    if first.ndim == 0 or second.ndim == 0 or first.shape[-1] < 2 or first.shape[-1] != second.shape[-1]:
         raise ValueError(
             "`p_logits` and `q_logits` must have the same number of classes, at least 2; "
             f"got shapes {tuple(first.shape)} and {tuple(second.shape)}"
         )
-    log_p, log_q = first.log_softmax(dim=-1), second.log_softmax(dim=-1)
-    terms = (log_p.exp() - log_q.exp()) * (log_p - log_q)
-    return like(terms.sum(dim=-1).clamp_min(0.0), p_logits, q_logits)
+    check_broadcast("p_logits", first.shape[:-1], "q_logits", second.shape[:-1])
+    second = second.to(first.device)
+    delta = _log_ratio(first, second)
+    # p (1 - exp(-δ)) where δ > 0 and q (exp δ - 1) elsewhere are both p - q, and neither overflows.
+    larger = torch.where(delta > 0, first.log_softmax(dim=-1), second.log_softmax(dim=-1)).exp()
+    terms = -larger * delta.abs() * torch.expm1(-delta.abs())
+    value = torch.where(larger > 0, terms, torch.zeros_like(terms)).sum(dim=-1)
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(
+            "`p_logits` and `q_logits` must differ by less than 1e300; got logits whose divergence overflows"
+        )
+    return like(value.clamp_min(0.0), p_logits, q_logits)
+
+
+def _log_ratio(first: Tensor, second: Tensor) -> Tensor:
+    """The logarithm of p / q from logits, without cancellation where the two are close."""
+    shift = first.shape[-1] - 1  # any class serves as the origin of the differences
+    difference = first - second
+    difference = difference - difference[..., shift:]
+    weights = second.softmax(dim=-1)
+    near = difference.abs().amax(dim=-1, keepdim=True) < 1.0
+    small = torch.where(near, difference, torch.zeros_like(difference))
+    normaliser = torch.log1p((weights * torch.expm1(small)).sum(dim=-1, keepdim=True))
+    return torch.where(near, small - normaliser, first.log_softmax(dim=-1) - second.log_softmax(dim=-1))
 
 
 def _distributions(name: str, value: Array) -> Tensor:
@@ -107,10 +132,11 @@ def _distributions(name: str, value: Array) -> Tensor:
         raise ValueError(f"`{name}` must have at least one outcome on its last axis; got shape {tuple(tensor.shape)}")
     if bool((tensor < 0).any()):
         raise ValueError(f"`{name}` must hold probabilities, 0 or more; got {float(tensor.min()):.3g}")
-    sums = tensor.sum(dim=-1, keepdim=True)
-    if bool((sums <= 0).any()):
+    largest = tensor.amax(dim=-1, keepdim=True)
+    if bool((largest == 0).any()):
         raise ValueError(f"`{name}` must hold distributions; got a row that sums to zero. Leave padded rows out")
-    return tensor / sums
+    scaled = tensor / power_of_two(largest)  # the sum of huge entries would overflow
+    return scaled / scaled.sum(dim=-1, keepdim=True)
 
 
 def _phi(r: Tensor) -> Tensor:
@@ -118,7 +144,7 @@ def _phi(r: Tensor) -> Tensor:
     series = torch.zeros_like(r)
     for coefficient in reversed(_SERIES):
         series = (series + coefficient) * square
-    # xlogy gives 0 at r = ±1, where the limit is 0; log1p is exact where 1 ± r is near 1.
+    # xlog1py gives 0 at r = ±1, where the limit is 0; log1p is exact where 1 ± r is near 1.
     large = r.abs().clamp_min(_SERIES_BELOW)
     closed = 0.5 * ((1 + large) * torch.log1p(large) + torch.special.xlog1py(1 - large, -large))
     return torch.where(r.abs() < _SERIES_BELOW, series, closed)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dynprobe.metrics._arrays import Array, like, observations, unit_scale
+from dynprobe.metrics._arrays import Array, centre, like, observations, power_of_two, resolution, unit_columns
 
 
 def explained_variance_ratio(x: Array, *, center: bool = True) -> Array:
@@ -30,7 +30,7 @@ def explained_variance_ratio(x: Array, *, center: bool = True) -> Array:
 
     Notes
     -----
-    Squared singular values over their sum, as eigenvalues of the smaller Gram matrix: exact to rounding of the largest share.
+    Squared singular values over their sum, as the eigenvalues of the smaller Gram matrix: exact to rounding of the first.
     Zhou, Lin and Ren (2021), "IsoBN", report the first three of [CLS].
 
     Examples
@@ -40,7 +40,7 @@ def explained_variance_ratio(x: Array, *, center: bool = True) -> Array:
     array([0.5, 0.5])
     """
     data = observations("x", x)
-    values = _variances(unit_scale(data) if center else _unit_largest(data))
+    values = _variances(_centred(data, x) if center else _unit_largest(data))
     return like(values / values.sum(dim=-1, keepdim=True), x)
 
 
@@ -57,7 +57,7 @@ def participation_ratio(x: Array) -> Array:
     Returns
     -------
     Array
-        Shape (...), in [1, n_features].
+        Shape (...), in [1, min(n_samples - 1, n_features)].
 
     Raises
     ------
@@ -75,8 +75,7 @@ def participation_ratio(x: Array) -> Array:
     >>> round(float(participation_ratio(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))), 12)
     2.0
     """
-    data = unit_scale(observations("x", x))
-    return like(_participation(data), x)
+    return like(_participation(_centred(observations("x", x), x)), x)
 
 
 def effective_rank(x: Array) -> Array:
@@ -111,7 +110,7 @@ def effective_rank(x: Array) -> Array:
     >>> round(float(effective_rank(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))), 12)
     2.0
     """
-    data = unit_scale(observations("x", x))
+    data = _centred(observations("x", x), x)
     values = _variances(data)
     shares = values / values.sum(dim=-1, keepdim=True)
     highest = float(min(data.shape[-2] - 1, data.shape[-1]))
@@ -152,7 +151,7 @@ def isoscore(x: Array) -> Array:
     data = observations("x", x)
     if data.shape[-1] < 2:
         raise ValueError(f"`x` must have at least 2 features for an IsoScore; got {data.shape[-1]}")
-    value = (_participation(unit_scale(data)) - 1) / (data.shape[-1] - 1)
+    value = (_participation(_centred(data, x)) - 1) / (data.shape[-1] - 1)
     return like(value.clamp(0.0, 1.0), x)
 
 
@@ -182,15 +181,7 @@ def dimension_std(x: Array) -> Array:
     >>> dimension_std(np.array([[1.0, 5.0], [3.0, 5.0]]))
     array([1., 0.])
     """
-    data = observations("x", x)
-    largest = data.abs().amax(dim=-2, keepdim=True)
-    scale = torch.where(largest > 0, largest, torch.ones_like(largest))
-    scaled = data / scale
-    centred = scaled - scaled.mean(dim=-2, keepdim=True)
-    centred = centred - centred.mean(dim=-2, keepdim=True)
-    constant = (data == data[..., :1, :]).all(dim=-2)
-    std = (centred**2).mean(dim=-2).sqrt() * scale.squeeze(-2)
-    return like(torch.where(constant, torch.zeros_like(std), std), x)
+    return like(unit_columns(observations("x", x))[2].squeeze(-2), x)
 
 
 def dimension_correlation(x: Array) -> Array:
@@ -225,16 +216,9 @@ def dimension_correlation(x: Array) -> Array:
     array([[1., 1.],
            [1., 1.]])
     """
-    data = observations("x", x)
-    largest = data.abs().amax(dim=-2, keepdim=True)
-    scaled = data / torch.where(largest > 0, largest, torch.ones_like(largest))
-    centred = scaled - scaled.mean(dim=-2, keepdim=True)
-    centred = centred - centred.mean(dim=-2, keepdim=True)
-    varies = ~(data == data[..., :1, :]).all(dim=-2, keepdim=True)
-    norm = torch.linalg.vector_norm(centred, dim=-2, keepdim=True)
-    unit = torch.where(varies & (norm > 0), centred / torch.where(norm > 0, norm, torch.ones_like(norm)), 0.0)
-    correlation = (unit.mT @ unit).clamp(-1.0, 1.0)
-    eye = torch.eye(data.shape[-1], dtype=torch.bool, device=data.device)
+    unit = unit_columns(observations("x", x))[0]
+    correlation = (unit.mT @ unit / unit.shape[-2]).clamp(-1.0, 1.0)
+    eye = torch.eye(unit.shape[-1], dtype=torch.bool, device=unit.device)
     return like(torch.where(eye, torch.ones_like(correlation), correlation), x)
 
 
@@ -279,27 +263,30 @@ def mean_cosine(x: Array) -> Array:
     return like(value.clamp(-1.0 / (n - 1), 1.0), x)
 
 
-def _variances(data: Tensor) -> Tensor:
-    """Squared singular values, descending. Squaring costs digits of small ones only, which weigh nothing in a share."""
-    return torch.linalg.eigvalsh(_gram(data)).flip(-1).clamp_min(0.0)
+def _centred(data: Tensor, x: Array) -> Tensor:
+    return centre("x", data, spacing=resolution(x)).values
 
 
 def _gram(data: Tensor) -> Tensor:
-    """The smaller of the two Gram matrices; both have the same eigenvalues but for zeros."""
+    """The smaller Gram matrix, of samples or of features; both have the same non-zero eigenvalues."""
     return data @ data.mT if data.shape[-1] > data.shape[-2] else data.mT @ data
 
 
+def _variances(data: Tensor) -> Tensor:
+    """Squared singular values, descending."""
+    return torch.linalg.eigvalsh(_gram(data)).flip(-1).clamp_min(0.0)
+
+
 def _participation(centred: Tensor) -> Tensor:
-    """(sum of λ)² / (sum of λ²) from the smaller Gram matrix."""
+    """(sum of λ)² / (sum of λ²), from trace and norm of the Gram matrix."""
     gram = _gram(centred)
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
-    return (trace**2 / (gram**2).sum(dim=(-2, -1))).clamp(1.0, float(centred.shape[-1]))
+    highest = float(min(centred.shape[-2] - 1, centred.shape[-1]))
+    return (trace.square() / gram.square().sum(dim=(-2, -1))).clamp(1.0, highest)
 
 
 def _unit_largest(data: Tensor) -> Tensor:
     largest = data.abs().amax(dim=(-2, -1), keepdim=True)
     if bool((largest == 0).any()):
-        raise ValueError(
-            "observations must not all be zero; got a cloud at the origin, for which the value is undefined"
-        )
-    return data / largest
+        raise ValueError("`x` must not be all zero; got a cloud at the origin, for which the value is undefined")
+    return data / power_of_two(largest)

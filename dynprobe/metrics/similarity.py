@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from dynprobe.metrics._arrays import Array, like, paired, unit_scale
-from dynprobe.metrics.subspace import principal_subspace, subspace_correlations
+from dynprobe.metrics._arrays import Array, like, paired
+from dynprobe.metrics.subspace import check_share, factor, mean_correlation
 
 
 def svcca_similarity(x: Array, y: Array, *, variance: float = 0.99) -> Array:
@@ -43,34 +43,47 @@ def svcca_similarity(x: Array, y: Array, *, variance: float = 0.99) -> Array:
     >>> round(float(svcca_similarity(x, 3 * x[:, ::-1] + 5)), 12)
     1.0
     """
-    first, second = paired(x, y)
-    a = principal_subspace(first if isinstance(x, Tensor) else x, variance=variance)
-    b = principal_subspace(second if isinstance(y, Tensor) else y, variance=variance)
-    smaller = torch.minimum(a.n_kept, b.n_kept)
-    return like((subspace_correlations(a, b).sum(dim=-1) / smaller).clamp(0.0, 1.0), x, y)
+    check_share(variance)
+    a, b = (factor(side, variance) for side in paired(x, y))
+    return like(mean_correlation(a, b), x, y)
 
 
 def cca_similarity(x: Array, y: Array) -> Array:
     """Mean canonical correlation between two whole representations (CCA without a cut).
 
-    As :func:`svcca_similarity` with all directions up to the numerical rank, so unchanged by every invertible linear map.
+    1 where one is an invertible linear map of the other. Unrelated data reach
+    :func:`dynprobe.metrics.cca_chance_level`; with n_samples - 1 <= n_features that is 1, and the value says nothing.
+
+    Parameters
+    ----------
+    x, y
+        Shape (..., n_samples, n_features); the same samples row by row, the widths may differ.
+
+    Returns
+    -------
+    Array
+        Shape (...), in [0, 1]. The mean is over the smaller of the two numerical ranks.
 
     Raises
     ------
     ValueError
-        As there, and when the samples are too few: with n_samples - 1 <= n_features every data set matches every other, and the
-        value would be 1 whatever the data.
+        For fewer than two samples, non-finite entries, or samples that are all equal.
+
+    Notes
+    -----
+    Unchanged by translation and by every invertible linear map of either side. QR and SVD; directions at the level of the
+    rounding of the input are left out, see :func:`dynprobe.metrics.principal_subspace`. Hotelling (1936); Björck and Golub
+    (1973).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0], [2.0, 0.5]])
+    >>> round(float(cca_similarity(x, x @ np.array([[2.0, 1.0], [0.0, 1.0]]))), 12)
+    1.0
     """
-    first, second = paired(x, y)
-    a, b = principal_subspace(first, variance=1.0), principal_subspace(second, variance=1.0)
-    largest = int(torch.maximum(a.n_kept, b.n_kept).max())
-    if a.n_samples - 1 <= largest:
-        raise ValueError(
-            f"full CCA needs more than {largest + 1} samples for {largest} directions; got {a.n_samples}. "
-            "Use svcca_similarity, linear_cka_similarity or more samples"
-        )
-    smaller = torch.minimum(a.n_kept, b.n_kept)
-    return like((subspace_correlations(a, b).sum(dim=-1) / smaller).clamp(0.0, 1.0), x, y)
+    a, b = (factor(side, 1.0) for side in paired(x, y))
+    return like(mean_correlation(a, b), x, y)
 
 
 def pwcca_similarity(x: Array, y: Array) -> Array:
@@ -106,16 +119,13 @@ def pwcca_similarity(x: Array, y: Array) -> Array:
     >>> round(float(pwcca_similarity(x, x @ np.array([[2.0, 1.0], [0.0, 1.0]]))), 12)
     1.0
     """
-    first, second = paired(x, y)
-    a, b = principal_subspace(first, variance=1.0), principal_subspace(second, variance=1.0)
+    a, b = (factor(side, 1.0) for side in paired(x, y))
     left, correlations, _ = torch.linalg.svd(a.variates.mT @ b.variates, full_matrices=False)
     # <h_i, x_j> in the basis of x's own variates: x = variates · diag(singular values) · loadings^T.
-    features = a.singular_values.unsqueeze(-1) * a.loadings.mT
-    weights = (left.mT @ features).abs().sum(dim=-1)
-    paired_directions = torch.arange(weights.shape[-1], device=weights.device) < torch.minimum(
-        a.n_kept, b.n_kept
-    ).unsqueeze(-1)
-    weights = weights * paired_directions
+    relative = torch.as_tensor(a.singular_values / a.singular_values[..., :1]).unsqueeze(-1)
+    weights = (left.mT @ (relative * a.loadings.mT)).abs().sum(dim=-1)
+    n_pairs = torch.minimum(torch.as_tensor(a.n_kept), torch.as_tensor(b.n_kept)).unsqueeze(-1)
+    weights = weights * (torch.arange(weights.shape[-1], device=weights.device) < n_pairs)
     return like(((weights * correlations).sum(dim=-1) / weights.sum(dim=-1)).clamp(0.0, 1.0), x, y)
 
 
@@ -155,17 +165,23 @@ def linear_cka_similarity(x: Array, y: Array, *, debiased: bool = False) -> Arra
     >>> round(float(linear_cka_similarity(x, 2 * x + 1)), 12)
     1.0
     """
-    first, second = (unit_scale(side) for side in paired(x, y))
-    inner = _unbiased_hsic if debiased else _hsic
-    if debiased and first.shape[-2] < 4:
-        raise ValueError(f"debiased CKA needs at least 4 samples; got {first.shape[-2]}")
-    self_x, self_y = inner(first, first), inner(second, second)
-    if bool((self_x <= 0).any()) or bool((self_y <= 0).any()):
-        raise ValueError(
-            "`x` and `y` must have similarity structure; got one whose debiased self-similarity is not positive"
-        )
-    value = inner(first, second) / (self_x.sqrt() * self_y.sqrt())
-    return like(value.clamp(-1.0 if debiased else 0.0, 1.0), x, y)
+    first, second = (side.values for side in paired(x, y))
+    if not debiased:
+        value = _hsic(first, second) / (_hsic(first, first).sqrt() * _hsic(second, second).sqrt())
+        return like(value.clamp(0.0, 1.0), x, y)
+    n = first.shape[-2]
+    if n < 4:
+        raise ValueError(f"debiased CKA needs at least 4 samples; got {n}")
+    for name, side in (("x", first), ("y", second)):
+        # Where the estimator is zero, such as with one sample apart from all others, only rounding is left of it.
+        if bool((_unbiased_hsic(side, side) <= n * torch.finfo(side.dtype).eps * _hsic(side, side)).any()):
+            raise ValueError(
+                f"`{name}` must have similarity structure; got data whose debiased self-similarity is zero"
+            )
+    value = _unbiased_hsic(first, second) / (
+        _unbiased_hsic(first, first).sqrt() * _unbiased_hsic(second, second).sqrt()
+    )
+    return like(value.clamp(-1.0, 1.0), x, y)
 
 
 def procrustes_similarity(x: Array, y: Array) -> Array:
@@ -201,14 +217,18 @@ def procrustes_similarity(x: Array, y: Array) -> Array:
     >>> round(float(procrustes_similarity(x, -x[:, ::-1])), 12)
     1.0
     """
-    first, second = (unit_scale(side) for side in paired(x, y))
-    first = first / torch.linalg.matrix_norm(first, keepdim=True)
-    second = second / torch.linalg.matrix_norm(second, keepdim=True)
+    first, second = (side.values / torch.linalg.matrix_norm(side.values, keepdim=True) for side in paired(x, y))
+    if first.shape[-2] < min(first.shape[-1], second.shape[-1]):  # rotated into as many features as there are samples
+        first, second = (torch.linalg.qr(side.mT, mode="r").R.mT for side in (first, second))
     return like(torch.linalg.svdvals(first.mT @ second).sum(dim=-1).clamp(0.0, 1.0), x, y)
 
 
 def _hsic(x: Tensor, y: Tensor) -> Tensor:
-    return torch.linalg.matrix_norm(x.mT @ y) ** 2
+    """Squared Frobenius norm of the cross product, by way of the smaller Gram matrices."""
+    n_samples = x.shape[-2]
+    if n_samples < max(x.shape[-1], y.shape[-1]):
+        return ((x @ x.mT) * (y @ y.mT)).sum(dim=(-2, -1))
+    return (x.mT @ y).square().sum(dim=(-2, -1))
 
 
 def _unbiased_hsic(x: Tensor, y: Tensor) -> Tensor:
@@ -217,6 +237,6 @@ def _unbiased_hsic(x: Tensor, y: Tensor) -> Tensor:
     With centred data the rows of the zero-diagonal Gram matrix sum to minus its former diagonal, which leaves three sums.
     """
     n = x.shape[-2]
-    k, m = (x**2).sum(dim=-1), (y**2).sum(dim=-1)
+    k, m = x.square().sum(dim=-1), y.square().sum(dim=-1)
     shared = (k * m).sum(dim=-1)
     return _hsic(x, y) - shared + k.sum(dim=-1) * m.sum(dim=-1) / ((n - 1) * (n - 2)) - 2 / (n - 2) * shared

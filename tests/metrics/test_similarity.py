@@ -1,0 +1,280 @@
+"""SVCCA, CCA, PWCCA, CKA and Procrustes: by hand, laws, slow reference, degenerate input, chance beside a positive control."""
+
+from collections.abc import Callable
+
+import metrics_reference as reference
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import ortho_group
+
+from dynprobe.metrics import (
+    cca_chance_level,
+    cca_similarity,
+    linear_cka_similarity,
+    principal_subspace,
+    procrustes_similarity,
+    pwcca_similarity,
+    svcca_similarity,
+)
+
+
+def debiased_cka(x, y):
+    return linear_cka_similarity(x, y, debiased=True)
+
+
+MEASURES: dict[str, tuple[Callable, Callable]] = {
+    "svcca": (svcca_similarity, reference.svcca),
+    "cca": (cca_similarity, reference.cca),
+    "pwcca": (pwcca_similarity, reference.pwcca),
+    "cka": (linear_cka_similarity, reference.cka),
+    "cka_debiased": (debiased_cka, reference.cka_debiased),
+    "procrustes": (procrustes_similarity, reference.procrustes),
+}
+ALL = pytest.mark.parametrize("measure", [ours for ours, _ in MEASURES.values()], ids=list(MEASURES))
+seeds = st.integers(0, 2**32 - 1)
+few = settings(deadline=None, max_examples=15)
+
+
+def related(seed: int, n: int = 40, d: int = 5, d_y: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d)) * rng.uniform(0.5, 2, d)
+    return x, x @ rng.normal(size=(d, d_y or d)) + rng.normal(size=(n, d_y or d))
+
+
+# --- by hand
+
+
+def test_cca_of_single_columns_is_the_absolute_correlation() -> None:
+    x, y = np.array([[1.0], [2.0], [3.0], [4.0]]), np.array([[-1.0], [-2.0], [-4.0], [-3.0]])
+    assert cca_similarity(x, y) == pytest.approx(0.8, abs=1e-15)
+    assert svcca_similarity(x, y) == pytest.approx(0.8, abs=1e-15)
+    assert pwcca_similarity(x, y) == pytest.approx(0.8, abs=1e-15)
+    assert procrustes_similarity(x, y) == pytest.approx(0.8, abs=1e-15)
+    assert linear_cka_similarity(x, y) == pytest.approx(0.64, abs=1e-15)
+
+
+def test_pwcca_weighs_the_directions_of_the_first_argument() -> None:
+    # x has the orthogonal columns a (length 6) and b (length 2); y has a only in common with x, and c.
+    a, b, c = np.array([[1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]) / 2.0
+    x, y = np.stack([6 * a, 2 * b], axis=1), np.stack([a, 5 * c], axis=1)
+    assert pwcca_similarity(x, y) == pytest.approx(6 / 8, abs=1e-15)
+    assert pwcca_similarity(y, x) == pytest.approx(1 / 6, abs=1e-15)
+    assert cca_similarity(x, y) == pytest.approx(1 / 2, abs=1e-15)
+
+
+def test_svcca_keeps_the_first_directions_that_reach_the_share() -> None:
+    a, b, c = np.array([[1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]) / 2.0
+    x, y = np.stack([np.sqrt(0.98) * a, np.sqrt(0.02) * b], axis=1), np.stack([a, c], axis=1)
+    assert svcca_similarity(x, y, variance=0.98) == pytest.approx(1.0, abs=1e-15)  # only a is kept of x
+    assert svcca_similarity(x, y, variance=0.99) == pytest.approx(0.5, abs=1e-15)
+
+
+def test_debiased_cka_by_hand() -> None:
+    # two pairs of equal samples: K - diag = [[0,1],[1,0]] in blocks of 1 and -1 elsewhere
+    x = np.array([[1.0], [1.0], [-1.0], [-1.0]])
+    y = np.array([[1.0], [-1.0], [1.0], [-1.0]])
+    # <K, L> = -4, sums -4: -4 + 16/6 - 4 = -16/3; of K with itself: 12 + 16/6 - 4 = 32/3
+    assert debiased_cka(x, x) == pytest.approx(1.0, abs=1e-15)
+    assert debiased_cka(x, y) == pytest.approx(-0.5, abs=1e-15)
+
+
+# --- the slow reference
+
+
+@pytest.mark.parametrize("name", reference.CASES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-10), (np.float32, 2e-6)])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_against_the_slow_reference(name: str, dtype: type, tolerance: float, measure: str) -> None:
+    ours, slow = MEASURES[measure]
+    x, y = reference.case(name, dtype)
+    for first, second in ((x, y), (y, x)):
+        value = ours(first, second)
+        assert isinstance(value, np.float64)
+        assert value == pytest.approx(slow(first, second), abs=tolerance)
+    as_tensor = ours(torch.from_numpy(x), torch.from_numpy(y))
+    assert isinstance(as_tensor, torch.Tensor)
+    assert float(as_tensor) == pytest.approx(float(ours(x, y)), abs=1e-14)
+
+
+@pytest.mark.parametrize("name", reference.FLOAT64_CASES)
+@pytest.mark.parametrize("measure", MEASURES)
+def test_extreme_scales_against_the_slow_reference(name: str, measure: str) -> None:
+    ours, slow = MEASURES[measure]
+    x, y = reference.case(name)
+    assert ours(x, y) == pytest.approx(slow(x, y), abs=1e-10)
+
+
+@pytest.mark.parametrize("name", ["identical", "rotated_scaled"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-6)])
+@ALL
+def test_one_for_what_is_the_same(name: str, dtype: type, tolerance: float, measure: Callable) -> None:
+    assert measure(*reference.case(name, dtype)) == pytest.approx(1.0, abs=tolerance)
+
+
+# --- laws
+
+
+@ALL
+@given(seed=seeds)
+@few
+def test_unchanged_by_rotation_shift_and_scale(measure: Callable, seed: int) -> None:
+    x, y = related(seed)
+    turn = ortho_group.rvs(5, random_state=np.random.default_rng(seed))
+    expected = measure(x, y)
+    if measure is not pwcca_similarity:  # its weights are sums over single features of the base
+        assert measure(3.7 * x @ turn + 11.0, y) == pytest.approx(expected, abs=1e-10)
+    assert measure(x, 0.01 * y @ turn - 5.0) == pytest.approx(expected, abs=1e-10)
+    order = np.random.default_rng(seed).permutation(len(x))
+    assert measure(x[order], y[order]) == pytest.approx(expected, abs=1e-10)
+
+
+@ALL
+@given(seed=seeds)
+@few
+def test_in_range_and_symmetric(measure: Callable, seed: int) -> None:
+    x, y = related(seed, d_y=3)
+    forth, back = measure(x, y), measure(y, x)
+    assert (-1 if measure is debiased_cka else 0) <= forth <= 1
+    if measure is not pwcca_similarity:
+        assert forth == pytest.approx(back, abs=1e-12)
+
+
+@given(seed=seeds)
+@few
+def test_full_cca_is_unchanged_by_invertible_maps_and_the_others_are_not(seed: int) -> None:
+    x, y = related(seed)
+    bent = x @ np.diag([1.0, 1.0, 1.0, 1.0, 1e3])
+    assert cca_similarity(bent, y) == pytest.approx(cca_similarity(x, y), abs=1e-9)
+    assert pwcca_similarity(x, y @ np.diag([1, 1, 1, 1, 1e3])) == pytest.approx(pwcca_similarity(x, y), abs=1e-9)
+    for measure in (svcca_similarity, linear_cka_similarity, debiased_cka, procrustes_similarity):
+        assert abs(measure(bent, y) - measure(x, y)) > 1e-3
+
+
+def test_pwcca_is_not_symmetric() -> None:
+    x, y = reference.case("well")
+    assert abs(pwcca_similarity(x, y) - pwcca_similarity(y, x)) > 1e-4
+
+
+@ALL
+def test_shuffled_rows_lower_it(measure: Callable) -> None:
+    x, y = related(0, n=200)
+    assert measure(x, np.random.default_rng(1).permutation(y)) < measure(x, y) - 0.2
+
+
+@ALL
+def test_a_batch_is_its_members(measure: Callable) -> None:
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(2, 3, 50, 8))
+    x[1] = x[1, :, :2] @ rng.normal(size=(2, 8))  # fewer directions than the others
+    y[2, :, 4:] *= 1e-3
+    y = y + 0.5 * x
+    found = measure(x, y)
+    assert found.shape == (3,)
+    assert found == pytest.approx([measure(a, b) for a, b in zip(x, y, strict=True)], abs=1e-12)
+    grid = measure(x[:, None], y[None])
+    assert grid.shape == (3, 3)
+    assert grid[1, 2] == pytest.approx(measure(x[1], y[2]), abs=1e-12)
+
+
+def test_directions_tied_at_the_cut_are_kept_whole() -> None:
+    """Four equal directions: which of them a decomposition puts last is arbitrary, so a rotation must not matter."""
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(60, 4))
+    basis, y = np.linalg.qr(data - data.mean(axis=0))[0], rng.normal(size=(60, 4))
+    for dtype, tolerance in ((np.float64, 1e-10), (np.float32, 2e-6)):
+        turned = [(basis @ ortho_group.rvs(4, random_state=seed)).astype(dtype) for seed in range(5)]
+        values = [svcca_similarity(x, y, variance=0.6) for x in turned]
+        assert np.ptp(values) <= tolerance
+        assert len({int(principal_subspace(x, variance=0.6).n_kept) for x in turned} - {4}) == 0
+
+
+# --- degenerate input
+
+
+@ALL
+def test_constant_samples_are_undefined(measure: Callable) -> None:
+    x, y = related(0)
+    with pytest.raises(ValueError, match="`y` must vary; got samples that are all equal"):
+        measure(x, np.full_like(y, 0.1))
+    with pytest.raises(ValueError, match="`x` must vary"):
+        measure(np.zeros_like(x), y)
+
+
+@ALL
+def test_complaints_about_shape_and_content(measure: Callable) -> None:
+    x, y = related(0)
+    with pytest.raises(ValueError, match="must hold the same samples, row by row; got 40 and 39 rows"):
+        measure(x, y[1:])
+    with pytest.raises(ValueError, match=r"`x` must be \(..., n_samples, n_features\)"):
+        measure(x[:, 0], y)
+    with pytest.raises(ValueError, match="leading axes that broadcast"):
+        measure(np.stack([x, x]), np.stack([y, y, y]))
+    for bad in (np.nan, np.inf):
+        broken = x.copy()
+        broken[3, 1] = bad
+        with pytest.raises(ValueError, match="`x` must be finite; got NaN or Inf"):
+            measure(broken, y)
+    with pytest.raises(TypeError, match="`x` must be an array or tensor of numbers"):
+        measure(np.array([["a", "b"]]), y)
+    with pytest.raises(TypeError, match="`x` must hold real numbers"):
+        measure(x > 0, y)
+
+
+@pytest.mark.parametrize("variance", [0.0, -1.0, 1.1, float("nan")])
+def test_a_share_outside_its_range(variance: float) -> None:
+    with pytest.raises(ValueError, match=r"`variance` must be a share in \(0, 1\]"):
+        svcca_similarity(*related(0), variance=variance)
+
+
+def test_debiased_cka_needs_four_samples_and_a_structure() -> None:
+    x, y = related(0, n=3)
+    with pytest.raises(ValueError, match="at least 4 samples; got 3"):
+        debiased_cka(x, y)
+    alone = np.zeros((10, 2))
+    alone[0] = 1.0
+    with pytest.raises(ValueError, match="`x` must have similarity structure"):
+        debiased_cka(alone, related(0, n=10)[1])
+
+
+def test_half_precision_keeps_its_rank() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 3)) @ rng.normal(size=(3, 20))
+    assert cca_similarity(x.astype(np.float16), x) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_half_precision_tensors_are_taken() -> None:
+    x, y = (torch.from_numpy(side) for side in related(0))
+    assert float(svcca_similarity(x.bfloat16(), y.bfloat16())) == pytest.approx(float(svcca_similarity(x, y)), abs=0.02)
+
+
+@ALL
+def test_inputs_and_global_state_are_left_alone(measure: Callable) -> None:
+    x, y = related(0)
+    copies = x.copy(), y.copy()
+    before = torch.get_num_threads(), torch.get_rng_state(), np.random.get_state()[1].copy()
+    measure(x, y)
+    np.testing.assert_array_equal((x, y), copies)
+    assert torch.get_num_threads() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    np.testing.assert_array_equal(np.random.get_state()[1], before[2])
+
+
+# --- chance beside a positive control
+
+
+def test_chance_and_positive_control() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 20, 200, 12))
+    mixed = x @ ortho_group.rvs(12, random_state=0)
+    level = cca_chance_level(12, 12, 200)
+    # the mean of 20 values of standard deviation below 0.02
+    for measure in (svcca_similarity, cca_similarity, pwcca_similarity):
+        assert float(np.mean(measure(x, y))) == pytest.approx(level, abs=0.02)
+        assert measure(x, mixed) == pytest.approx(np.ones(20), abs=1e-12)
+    unrelated, same = debiased_cka(x, y), debiased_cka(x, mixed)
+    assert abs(unrelated.mean()) < 4 * unrelated.std() / np.sqrt(20)
+    assert same == pytest.approx(np.ones(20), abs=1e-12)
+    assert linear_cka_similarity(x, y).min() > 0.03  # the plain estimate is biased upwards: about 12 / 200
