@@ -79,7 +79,7 @@ METRICS: dict[str, MetricInfo] = {
     ),
     "prediction_flip_rate": MetricInfo(
         "prediction flips",
-        "share of examples",
+        "share",
         "Share of the probe examples (or their tokens) that are given another class: 0 means that every answer stayed.",
         (0.0, 1.0),
     ),

@@ -52,12 +52,12 @@ def compare(  # noqa: PLR0913 - one per option
     """
     from dynprobe.cli.thresholds import Threshold, exceeded
     from dynprobe.report import terminal_tables, write_json, write_report
-    from dynprobe.report.writing import check_writable
+    from dynprobe.report.writing import check_target
 
     thresholds = [Threshold.parse(text) for text in fail_on]
     for path in (output, json_file):
         if path is not None:
-            check_writable(path, force=force)
+            check_target(path, force=force)
     result = _compared(a, b, texts=texts, keep=keep, specials=specials)
     for table in terminal_tables(result):
         show_table(table.title, table.columns, table.rows)

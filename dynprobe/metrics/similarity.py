@@ -172,15 +172,15 @@ def linear_cka_similarity(x: Array, y: Array, *, debiased: bool = False) -> Arra
     n = first.shape[-2]
     if n < 4:
         raise ValueError(f"debiased CKA needs at least 4 samples; got {n}")
-    for name, side in (("x", first), ("y", second)):
+    own_x, own_y = (_unbiased_hsic(side, side) for side in (first, second))
+    for name, side, own in (("x", first, own_x), ("y", second, own_y)):
         # Where the estimator is zero, such as with one sample apart from all others, only rounding is left of it.
-        if bool((_unbiased_hsic(side, side) <= n * torch.finfo(side.dtype).eps * _hsic(side, side)).any()):
+        rounding = n * torch.finfo(side.dtype).eps * side.square().sum(dim=(-2, -1)).square()
+        if bool((own <= rounding).any()):
             raise ValueError(
                 f"`{name}` must have similarity structure; got data whose debiased self-similarity is zero"
             )
-    value = _unbiased_hsic(first, second) / (
-        _unbiased_hsic(first, first).sqrt() * _unbiased_hsic(second, second).sqrt()
-    )
+    value = _unbiased_hsic(first, second) / (own_x.sqrt() * own_y.sqrt())
     return like(value.clamp(-1.0, 1.0), x, y)
 
 

@@ -49,9 +49,14 @@ SECTIONS = (
 
 _METRIC_SECTIONS = {
     "accuracy": "outputs",
+    "accuracy_difference": "outputs",
     "mean_nll": "outputs",
+    "mean_nll_difference": "outputs",
+    "spearman": "outputs",
+    "mean_squared_error": "outputs",
     "prediction_flip_rate": "outputs",
     "output_symmetric_kl": "outputs",
+    "output_mean_squared_change": "outputs",
     "attention_js_divergence": "layers",
     "svcca_similarity": "layers",
     "linear_cka_similarity": "layers",
@@ -61,6 +66,7 @@ _METRIC_SECTIONS = {
     "ev1": "isotropy",
     "mean_cosine": "isotropy",
     "cls_std_mean": "isotropy",
+    "cls_correlation": "isotropy",
     "probe_accuracy": "probes",
 }
 

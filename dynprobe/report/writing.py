@@ -44,7 +44,7 @@ def write_json(result: Result, path: str | os.PathLike[str], *, force: bool = Fa
 
 def _write(path: Path, content: Callable[[], bytes], *, force: bool) -> Path:
     """Check the target before the content is made: making it takes seconds."""
-    _check_target(path, force=force)
+    check_target(path, force=force)
     data = content()
     temporary = path.with_name(f".dynprobe-{secrets.token_hex(8)}.tmp")
     try:
@@ -62,7 +62,14 @@ def _write(path: Path, content: Callable[[], bytes], *, force: bool) -> Path:
     return path
 
 
-def _check_target(path: Path, *, force: bool) -> None:
+def check_target(path: Path, *, force: bool) -> None:
+    """Check that a file can be written, before the work that fills it.
+
+    Raises
+    ------
+    UsageError
+        When it exists and `force` is not set, is a folder, or its folder does not exist.
+    """
     if path.is_dir():
         raise UsageError(f"`path` must name a file; got the folder {_shown(path)}. Add a file name to it.")
     if not path.parent.is_dir():

@@ -125,6 +125,14 @@ def test_symmetric_kl_of_near_logits_keeps_its_digits(step: float) -> None:
     assert symmetric_kl_divergence(a, b) == pytest.approx(np.array(slow), rel=1e-13 + 1e3 * extended / step)
 
 
+def test_a_common_shift_costs_no_digits() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.integers(-300, 300, size=(20, 5)) / 2.0**6
+    b = a + rng.integers(-5, 5, size=a.shape) / 2.0**30
+    # all of these numbers are exact, also 64 higher
+    assert symmetric_kl_divergence(a, b + 64.0) == pytest.approx(symmetric_kl_divergence(a, b), rel=1e-12, abs=0.0)
+
+
 # --- batches, kinds, degenerate input
 
 
