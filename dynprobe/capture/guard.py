@@ -104,8 +104,7 @@ def _module_state(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, old, hooks, values in zip(modules, attributes, registries, buffers, strict=True):
-            vars(module).clear()
-            vars(module).update(old)
+            _reset_attributes(vars(module), old)
             for name, entries in hooks.items():
                 _reset(getattr(module, name), entries)
             for name, (buffer, value) in values.items():
@@ -145,6 +144,15 @@ def _without_patches(model: nn.Module) -> None:
             patched["forward"] = patched["_original_forward"]
         if patched.get("_compiled_call_impl") is not None:
             patched["_compiled_call_impl"] = None
+
+
+def _reset_attributes(attributes: dict[str, Any], old: dict[str, Any]) -> None:
+    """Put back only what differs: compiled code watches the others."""
+    for name in attributes.keys() - old.keys():
+        del attributes[name]
+    for name, value in old.items():
+        if name not in attributes or attributes[name] is not value:
+            attributes[name] = value
 
 
 def _reset(registry: dict[Any, Any], entries: dict[Any, Any]) -> None:

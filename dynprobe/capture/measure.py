@@ -1,7 +1,7 @@
 """One forward pass over a batch of the probe set: hidden states, attention probabilities and outputs, checked."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,31 @@ def measure(model: nn.Module, batch: Batch, architecture: Architecture, *, atten
     for key, layers in kept.items():
         _check_probabilities(measurement, key, layers, architecture)
     return measurement
+
+
+def with_positions(model: nn.Module, probe: ProbeSet, architecture: Architecture) -> ProbeSet:
+    """A probe set that says which positions are real, also for inputs without a mask, such as images: there all are.
+
+    Parameters
+    ----------
+    model
+        Guarded by :func:`dynprobe.capture.guard.undisturbed`; it is asked how many positions it makes of an input.
+    probe
+        The probe set.
+    architecture
+        The model's architecture.
+    """
+    missing = [stack.name for stack in architecture.stacks if stack.name not in probe.real]
+    if not missing:
+        return probe
+    first = next(batches(replace(probe, batch_size=1), architecture, next(model.parameters()).device))
+    hidden_states = measure(model, first, architecture, attentions=False).hidden_states
+    shapes = {stack: (probe.n_examples, hidden_states[stack][0].shape[1]) for stack in missing}
+    return replace(
+        probe,
+        real={**probe.real, **{stack: np.ones(shape, dtype=bool) for stack, shape in shapes.items()}},
+        special={**probe.special, **{stack: np.zeros(shape, dtype=bool) for stack, shape in shapes.items()}},
+    )
 
 
 def real_blocks(measurement: Measurement, key: tuple[str, str], layer: int) -> Iterator[Tensor]:

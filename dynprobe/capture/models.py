@@ -61,7 +61,7 @@ def load_model(name: str) -> nn.Module:
     try:
         config = transformers.AutoConfig.from_pretrained(place)
         kind = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
-        return kind.from_pretrained(place, config=config).eval()  # type: ignore[no-any-return]
+        return kind.from_pretrained(place, config=config).eval()
     except (OSError, ValueError) as error:
         raise UsageError(f"{name}: must be a model that transformers can load; {error}") from error
 

@@ -112,8 +112,6 @@ def sample_tokens(probe: ProbeSet, stack: str, n_tokens: int) -> np.ndarray:
     numpy.ndarray
         (n_rows, 2) int32 example and position, ascending.
     """
-    if stack not in probe.real:  # images: every position is real, and how many there are the first batch will tell
-        return np.zeros((0, 2), dtype=np.int32)
     rows = np.argwhere(probe.real[stack]).astype(np.int32)
     if len(rows) <= n_tokens:
         return rows
@@ -185,9 +183,7 @@ def _bytes(architecture: Architecture, probe: ProbeSet, amounts: _Amounts) -> in
 
 
 def _lengths(probe: ProbeSet, stack: str) -> np.ndarray:
-    if stack in probe.real:
-        return probe.real[stack].sum(axis=1).astype(np.int64)
-    return np.zeros(probe.n_examples, dtype=np.int64)
+    return np.asarray(probe.real[stack].sum(axis=1), dtype=np.int64)
 
 
 def _kept_layers(stack: Stack, stride: int) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from dynprobe.capture.architecture import describe_model
 from dynprobe.capture.guard import attention_implementation, undisturbed, unwrapped
+from dynprobe.capture.measure import with_positions
 from dynprobe.capture.plan import Plan, make_plan
 from dynprobe.capture.settings import CaptureSettings, show_bytes
 from dynprobe.capture.snapshot_writer import SnapshotJob, parameter_arrays, write_snapshot
@@ -90,7 +91,6 @@ class Recorder:
         on_snapshot: Callable[[int, Path], None] | None = None,
     ) -> None:
         self.path = Path(run_dir)
-        self.probe_set = probe_set
         self._model = unwrapped(model)
         self._settings = settings or CaptureSettings()
         self._max_steps = max_steps
@@ -100,13 +100,9 @@ class Recorder:
         self._existing = existing
         self._on_snapshot = on_snapshot
         self._architecture = describe_model(self._model)
-        missing = [stack.name for stack in self._architecture.stacks if stack.name not in probe_set.real]
-        if missing:
-            raise CaptureError(
-                f"the probe set must say which positions of {missing} are real; got masks for {sorted(probe_set.real)}. "
-                "Make it with ProbeSet.from_texts or ProbeSet.from_features"
-            )
-        self.plan: Plan = make_plan(self._architecture, probe_set, self._settings, max_steps=max_steps)
+        with undisturbed(self._model) as guarded:
+            self.probe_set = with_positions(guarded, probe_set, self._architecture)
+        self.plan: Plan = make_plan(self._architecture, self.probe_set, self._settings, max_steps=max_steps)
         self._wide: set[str] = set()
         self._start: StartingWeights | None = None
         self._lock: TextIO | None = None

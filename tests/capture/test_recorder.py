@@ -1,0 +1,180 @@
+"""What a snapshot holds, and what a Recorder refuses."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification, BertModel
+
+from dynprobe.capture.recorder import Recorder
+from dynprobe.capture.settings import CaptureSettings
+from dynprobe.capture.snapshot_writer import pool
+from dynprobe.errors import CaptureError, IncompatibleRunsError, UsageError
+from dynprobe.probe_set import ProbeSet
+from dynprobe.run import open_run
+
+CONFIG = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
+
+
+def probe_set(n: int = 20, seed: int = 0) -> ProbeSet:
+    rng = np.random.default_rng(seed)
+    return ProbeSet.from_features([{"input_ids": rng.integers(5, 100, size=rng.integers(3, 20))} for _ in range(n)])
+
+
+def bert(kind: Callable[[BertConfig], nn.Module] = BertModel, **changes: object) -> nn.Module:
+    torch.manual_seed(0)
+    return kind(BertConfig(**{**CONFIG, **changes})).eval()
+
+
+def test_a_run_says_what_it_holds(tmp_path: Path) -> None:
+    probe = probe_set()
+    with Recorder(bert(), probe, tmp_path / "run", facts={"seed": 5}) as recorder:
+        path = recorder.snapshot(0)
+        assert recorder.snapshot(0) == path, "taking a step again changes nothing"
+        recorder.log({"step": 0, "loss": 2.0})
+    run = open_run(tmp_path / "run")
+    assert run.manifest["model"]["model_class"] == "BertModel"
+    assert run.manifest["training"] == {"seed": 5}
+    assert run.manifest["attention_implementation"] == "sdpa"
+    assert run.scalars == [{"step": 0, "loss": 2.0}]
+    assert run.probe_set.fingerprint == probe.fingerprint
+    assert run[0].outputs() is None, "a model without a head says nothing"
+
+
+def test_planned_size_is_the_size_of_the_file(tmp_path: Path) -> None:
+    probe = probe_set(60)
+    with Recorder(bert(), probe, tmp_path / "run") as recorder:
+        size = recorder.snapshot(0).stat().st_size
+    assert recorder.plan.bytes_per_snapshot <= size <= recorder.plan.bytes_per_snapshot + 64 * 1024
+
+
+@pytest.mark.parametrize("side", ["first", "last", "mean"])
+def test_pooling_knows_where_the_padding_is(side: str) -> None:
+    hidden = torch.arange(24.0).reshape(2, 4, 3)
+    real = torch.tensor([[False, True, True, False], [True, True, True, True]])
+    expected = {"first": [hidden[0, 1], hidden[1, 0]], "last": [hidden[0, 2], hidden[1, 3]]}
+    expected["mean"] = [hidden[0, 1:3].mean(0), hidden[1].mean(0)]
+    assert torch.equal(pool(hidden, real, side), torch.stack(expected[side]))
+
+
+def test_values_beyond_float16_are_kept_in_float32_for_that_layer_alone(tmp_path: Path) -> None:
+    model = bert()
+    with torch.no_grad():
+        model.encoder.layer[1].output.LayerNorm.weight.fill_(1e6)
+    with Recorder(model, probe_set(), tmp_path / "run") as recorder:
+        recorder.snapshot(0)
+        recorder.snapshot(1)
+    for snapshot in open_run(tmp_path / "run"):
+        assert snapshot.hidden_states(2).dtype == np.float32
+        assert snapshot.hidden_states(1).dtype == np.float16
+        assert np.abs(snapshot.hidden_states(2)).max() > 1e5
+        assert snapshot.resolution("hidden_states", 2) < snapshot.resolution("hidden_states", 1)
+
+
+@pytest.mark.parametrize(("value", "word"), [(float("nan"), "NaN"), (float("inf"), "Inf|NaN")])
+def test_activations_that_are_no_numbers_name_layer_and_step(value: float, word: str, tmp_path: Path) -> None:
+    model = bert()
+    with torch.no_grad():
+        model.encoder.layer[1].output.LayerNorm.bias[3] = value
+    settings = CaptureSettings(attention="none")
+    with (
+        Recorder(model, probe_set(), tmp_path / "run", settings=settings) as recorder,
+        pytest.raises(CaptureError, match=f"step 7: activations must be finite; got ({word}) .* layer 2"),
+    ):
+        recorder.snapshot(7)
+    assert open_run(tmp_path / "run").steps == ()
+    assert list((tmp_path / "run" / "snapshots").iterdir()) == [], "no half-written file is left"
+
+
+def test_what_is_not_asked_for_is_not_stored(tmp_path: Path) -> None:
+    settings = CaptureSettings(hidden="none", attention=3, weights=False)
+    with Recorder(bert(), probe_set(), tmp_path / "run", settings=settings) as recorder:
+        recorder.snapshot(0)
+    snapshot = open_run(tmp_path / "run")[0]
+    assert snapshot.layers() == ()
+    assert list(snapshot.attention_examples()) == [0, 1, 2]
+    assert snapshot.parameter_changes() == {}
+    assert snapshot.pooled("first", 0).shape == (20, 32)
+
+
+def test_distances_of_the_weights(tmp_path: Path) -> None:
+    model = bert()
+    with Recorder(model, probe_set(), tmp_path / "run") as recorder:
+        recorder.snapshot(0)
+        with torch.no_grad():
+            model.pooler.dense.bias += 2.0
+        recorder.snapshot(1)
+    changes = open_run(tmp_path / "run")[1].parameter_changes()
+    assert changes["pooler.dense.bias"][0] == pytest.approx(2.0 * 32**0.5)
+    assert changes["embeddings.word_embeddings.weight"][0] == 0
+
+
+@pytest.mark.parametrize("kind", [BertForMaskedLM, BertForTokenClassification, BertForQuestionAnswering])
+def test_what_a_head_says_about_each_token(kind: Callable[[BertConfig], nn.Module], tmp_path: Path) -> None:
+    model, probe = bert(kind, num_labels=5 if kind is BertForTokenClassification else 2), probe_set()
+    with Recorder(model, probe, tmp_path / "run") as recorder:
+        recorder.snapshot(0)
+    said = open_run(tmp_path / "run")[0].outputs()
+    assert said is not None
+    real = probe.real["model"]
+    inputs = {name: torch.as_tensor(np.array(value)) for name, value in probe.inputs.items()}
+    with torch.no_grad():
+        output = model.eval()(**inputs)
+    if kind is BertForQuestionAnswering:
+        expected = torch.stack([output.start_logits, output.end_logits], dim=-1).numpy()[real]
+    elif kind is BertForTokenClassification:
+        expected = output.logits.numpy()[real]
+    else:
+        log_p = output.logits.log_softmax(-1)
+        expected = -log_p.gather(-1, inputs["input_ids"][..., None])[..., 0].numpy()[real]
+    assert said.kind == ("nll" if kind is BertForMaskedLM else "token_logits")
+    np.testing.assert_allclose(said.values, expected, atol=1e-5)
+    assert said.offsets is not None
+    assert list(np.diff(said.offsets)) == list(real.sum(axis=1))
+
+
+def test_an_existing_run_is_not_touched_unless_asked(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with Recorder(bert(), probe_set(), path) as recorder:
+        recorder.snapshot(0)
+    with pytest.raises(UsageError, match="must be new; got one with 1 snapshot"):
+        Recorder(bert(), probe_set(), path).__enter__()
+    with Recorder(bert(), probe_set(), path, existing="resume") as recorder:
+        recorder.snapshot(4)
+    assert open_run(path).steps == (0, 4)
+    with pytest.raises(IncompatibleRunsError, match="must go on with its own probe set, fingerprint"):
+        Recorder(bert(), probe_set(seed=1), path, existing="resume").__enter__()
+    with Recorder(bert(), probe_set(seed=1), path, existing="replace") as recorder:
+        recorder.snapshot(1)
+    assert open_run(path).steps == (1,)
+    with pytest.raises(UsageError, match="`existing` must be one of"):
+        Recorder(bert(), probe_set(), path, existing="whatever")
+
+
+def test_a_recorder_must_be_entered_and_steps_must_count(tmp_path: Path) -> None:
+    recorder = Recorder(bert(), probe_set(), tmp_path / "run")
+    with pytest.raises(UsageError, match="must be called between __enter__ and __exit__"):
+        recorder.snapshot(0)
+    with recorder, pytest.raises(UsageError, match="0 or more; got -1"):
+        recorder.snapshot(-1)
+
+
+def test_inputs_that_the_model_does_not_take_are_named(tmp_path: Path) -> None:
+    probe = ProbeSet(
+        inputs={"pixels": np.zeros((2, 3))}, real={"model": np.ones((2, 3), bool)}, special={"model": np.zeros((2, 3), bool)}
+    )  # fmt: skip
+    with (
+        Recorder(bert(), probe, tmp_path / "run") as recorder,
+        pytest.raises(CaptureError, match=r"must fit the model's forward; got inputs \['pixels'\]"),
+    ):
+        recorder.snapshot(0)
