@@ -32,7 +32,9 @@ def main() -> None:
         "sums": {
             str(snapshot.step): {
                 "hidden_states": [float(snapshot.hidden_states(k).astype("f8").sum()) for k in snapshot.layers()],
-                "attentions": [float(snapshot.attentions(k)[0].astype("f8").sum()) for k in snapshot.attention_layers()],
+                "attentions": [
+                    float(snapshot.attentions(k)[0].astype("f8").sum()) for k in snapshot.attention_layers()
+                ],
                 "pooled": float(snapshot.pooled("first", 2).astype("f8").sum()),
                 "outputs": float(snapshot.outputs().values.astype("f8").sum()),  # type: ignore[union-attr]
             }

@@ -49,10 +49,11 @@ def probe_set_from_trainer(
     dataset, origin = _data_of(trainer)
     with random_state_kept():
         rows = _candidates(dataset)
-        features = [_feature(row, architecture, trainer) for row in rows]
-        labels = [_label(row) for row in rows]
+        features, labels = (
+            zip(*(_example(row, architecture, trainer) for row in rows), strict=True) if rows else ((), ())
+        )
     if any(label is None for label in labels):
-        labels = []
+        labels = ()
     if architecture.stacks[-1].name == "decoder":
         features = [_with_decoder_inputs(f, row, model) for f, row in zip(features, rows, strict=True)]
     probe = ProbeSet.from_features(
@@ -88,13 +89,15 @@ def _candidates(dataset: Any) -> list[Mapping[str, Any]]:
     return list(islice(iter(dataset), MAX_CANDIDATES // 10))
 
 
-def _feature(row: Mapping[str, Any], architecture: Architecture, trainer: Any) -> dict[str, np.ndarray]:
-    """Model inputs of one example: as the data set holds them, or as the trainer's collator makes them."""
+def _example(
+    row: Mapping[str, Any], architecture: Architecture, trainer: Any
+) -> tuple[dict[str, np.ndarray], int | float | None]:
+    """Model inputs and label of one example: as the data set holds them, or as the trainer's collator makes them."""
     found = _inputs(row, architecture)
     if found:
-        return found
+        return found, _label(row)
     collated = trainer.data_collator([row])
-    return {name: value[0] for name, value in _inputs(collated, architecture).items()}
+    return {name: value[0] for name, value in _inputs(collated, architecture).items()}, _label(collated)
 
 
 def _inputs(row: Mapping[str, Any], architecture: Architecture) -> dict[str, np.ndarray]:

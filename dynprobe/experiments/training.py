@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -102,6 +103,8 @@ def train_with_capture(
             compute_metrics=_accuracy,
             callbacks=callbacks,
         )
+        if on_step is not None:
+            trainer.remove_callback(PrinterCallback)
         trainer.train()
         return {name: float(value) for name, value in _last_evaluation(trainer.state.log_history).items()}
 
@@ -111,14 +114,17 @@ _SPLITS = ("train", "validation")
 
 def _classifier(place: str, task: Task) -> Any:
     names = list(task.label_names or ["score"])
-    level = transformers_logging.get_verbosity()
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()  # a new classifier is the purpose, no reason for a warning
+    transformers_logging.disable_progress_bar()
     try:
         return AutoModelForSequenceClassification.from_pretrained(
             place, num_labels=len(names), id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}
         )
     finally:
         transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _arguments(recipe: Recipe, scratch: str, *, silent: bool) -> TrainingArguments:

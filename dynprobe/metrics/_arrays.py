@@ -42,14 +42,11 @@ def to_float64(name: str, value: Any) -> Tensor:
     Raises
     ------
     TypeError
-        When it is no array of numbers.
+        When it is no array of real numbers.
     ValueError
-        When it holds NaN or Inf.
+        When it holds NaN or Inf, or is no regular array.
     """
-    try:
-        tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
-    except TypeError as error:
-        raise TypeError(f"`{name}` must be an array or tensor of numbers; got {type(value).__name__}") from error
+    tensor = value if isinstance(value, Tensor) else torch.from_numpy(_to_numpy(name, value))
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"`{name}` must hold real numbers; got {tensor.dtype}")
     wide = tensor.detach().to(torch.float32 if tensor.device.type == "mps" else torch.float64)
@@ -58,12 +55,27 @@ def to_float64(name: str, value: Any) -> Tensor:
     return wide
 
 
+def _to_numpy(name: str, value: Any) -> np.ndarray:
+    """A copy in float64 in this machine's byte order, whatever the order, strides and width of the original."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # rows of unequal length
+        raise ValueError(f"`{name}` must be a regular array; got {type(value).__name__} of uneven rows") from error
+    if array.dtype.kind in "bc":
+        raise TypeError(f"`{name}` must hold real numbers; got {array.dtype}")
+    if array.dtype.kind not in "iuf":
+        raise TypeError(
+            f"`{name}` must be an array or tensor of numbers; got {type(value).__name__} of dtype {array.dtype}"
+        )
+    return np.array(array, dtype=np.float64)
+
+
 def resolution(value: Any) -> float:
     """Relative spacing of the numbers as they were given: 2.2e-16 for float64, 1.2e-7 for float32, 9.8e-4 for float16."""
     if isinstance(value, Tensor):
         return torch.finfo(value.dtype).eps if value.is_floating_point() else torch.finfo(torch.float64).eps
-    kind = np.asarray(value).dtype
-    return float(np.finfo(kind).eps) if kind.kind == "f" else float(np.finfo(np.float64).eps)
+    kind, computed = np.asarray(value).dtype, float(np.finfo(np.float64).eps)
+    return max(float(np.finfo(kind).eps), computed) if kind.kind == "f" else computed
 
 
 def like(result: Tensor, *inputs: Any) -> Any:
@@ -75,11 +87,12 @@ def like(result: Tensor, *inputs: Any) -> Any:
 
 
 def observations(name: str, value: Any) -> Tensor:
-    """Check (..., n_samples, n_features) with at least two samples and one feature, and give it in float64."""
+    """Check (..., n_samples, n_features) with at least two samples and no empty axis, and give it in float64."""
     tensor = to_float64(name, value)
-    if tensor.ndim < 2 or tensor.shape[-2] < 2 or tensor.shape[-1] < 1:
+    if tensor.ndim < 2 or tensor.shape[-2] < 2 or tensor.numel() == 0:
         raise ValueError(
-            f"`{name}` must be (..., n_samples, n_features) with at least 2 samples; got shape {tuple(tensor.shape)}"
+            f"`{name}` must be (..., n_samples, n_features) with at least 2 samples and no empty axis; "
+            f"got shape {tuple(tensor.shape)}"
         )
     return tensor
 

@@ -1,5 +1,7 @@
 """SVCCA without each group of examples, for a jackknife interval: from sums over the groups, without a second pass."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -70,12 +72,15 @@ def _refactored(first: Centred, second: Centred, members: list[Tensor], variance
     values = []
     for left_out in range(len(members)):
         kept = torch.cat(members[:left_out] + members[left_out + 1 :])
-        a, b = (
-            factor(centre(name, side.values.index_select(-2, kept), spacing=float(side.rounding.max())), variance)
-            for name, side in (("x", first), ("y", second))
-        )
+        a, b = (factor(_kept_rows(name, side, kept), variance) for name, side in (("x", first), ("y", second)))
         values.append(mean_correlation(a, b))
     return torch.stack(values, dim=-1)
+
+
+def _kept_rows(name: str, side: Centred, rows: Tensor) -> Centred:
+    """Some rows centred anew, known as exactly as they were given."""
+    found = centre(name, side.values.index_select(-2, rows), spacing=0.0)
+    return replace(found, rounding=side.rounding / found.scale[..., 0, 0])
 
 
 def _moments(rows: Tensor) -> tuple[int, Tensor, Tensor]:

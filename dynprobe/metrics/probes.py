@@ -95,8 +95,9 @@ def fit_linear_probe(
         Weight of ½‖coefficients‖² (of the standardised features) against the sum of the losses; scikit-learn's 1/C.
         Intercepts are not penalised.
     tolerance
-        The fit ends when no entry of the gradient of the mean loss exceeds it. 1e-4 is enough for an accuracy and three times
-        faster.
+        The fit ends when no entry of the gradient of the mean loss exceeds it, in coordinates in which the curvature is about
+        1 (by the weights of standardised features it may be some ten times as large). 1e-4 is enough for an accuracy and three
+        times faster.
 
     Returns
     -------
@@ -106,8 +107,8 @@ def fit_linear_probe(
     Raises
     ------
     ValueError
-        For labels that are no classes, a wrong number of them, only one class, a penalty that is not positive, or one so
-        small that the fit does not settle.
+        For labels that are no classes, a wrong number of them, only one class, a penalty that is not positive or so small
+        that the fit does not settle, or features so near constant that a coefficient overflows.
 
     Notes
     -----
@@ -137,6 +138,8 @@ def fit_linear_probe(
     weights, intercepts = _fit_standardised(unit, truth, penalty=penalty, tolerance=tolerance)
     varies = std > 0
     coefficients = torch.where(varies, weights.mT / torch.where(varies, std, torch.ones_like(std)), 0.0)
+    if not bool(torch.isfinite(coefficients).all()):
+        raise ValueError("`features` must vary by more than 1e-300; got a coefficient that overflows. Scale them up")
     return LinearProbe(coefficients, intercepts - (coefficients @ mean.mT).squeeze(-1))
 
 

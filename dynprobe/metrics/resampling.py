@@ -59,7 +59,8 @@ def bootstrap_interval(
     data = _to_numpy(values)
     if data.ndim == 0 or len(data) == 0 or not np.isfinite(data).all():
         raise ValueError(f"`values` must hold at least one finite value per unit; got shape {data.shape}")
-    n, flat = len(data), data.reshape(len(data), -1)
+    scale = np.ldexp(1.0, int(np.frexp(np.abs(data).max(initial=0.0))[1]) - 1)  # sums of huge values would overflow
+    n, flat = len(data), data.reshape(len(data), -1) / scale
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
     ends = np.empty((2, flat.shape[1]))
     width = max(1, _MAX_ELEMENTS // max(n, n_resamples))
@@ -69,7 +70,7 @@ def bootstrap_interval(
         means = centre + counts @ (block - centre) / n
         quantiles = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
         ends[:, start : start + width] = np.clip(quantiles, block.min(axis=0), block.max(axis=0))
-    low, high = ends.reshape(2, *data.shape[1:])
+    low, high = ends.reshape(2, *data.shape[1:]) * scale
     return _like(low, values), _like(high, values)
 
 
@@ -95,7 +96,7 @@ def jackknife_interval(
     Raises
     ------
     ValueError
-        For fewer than two groups, non-finite values, or a level outside (0, 1).
+        For fewer than two groups, non-finite values, shapes that do not fit, or a level outside (0, 1).
 
     Notes
     -----
@@ -113,6 +114,11 @@ def jackknife_interval(
     if g < 2 or not np.isfinite(left_out).all() or not np.isfinite(value).all():
         raise ValueError(
             f"`leave_out_estimates` must hold a finite value for each of at least 2 groups; got {g} groups"
+        )
+    if value.ndim and value.shape != left_out.shape[:-1]:
+        raise ValueError(
+            "`leave_out_estimates` must have the axes of `estimate` and one for the groups; "
+            f"got shapes {left_out.shape} and {value.shape}"
         )
     centred = left_out - left_out.mean(axis=-1, keepdims=True)
     margin = stdtrit(g - 1, (1 + level) / 2) * np.sqrt((g - 1) / g * np.square(centred).sum(axis=-1))
@@ -153,7 +159,7 @@ def wilson_interval(successes: Array | int, n: Array | int, *, level: float = 0.
     """
     _check_level(level)
     hits, trials = _to_numpy(successes), _to_numpy(n)
-    if not ((trials >= 1) & (hits >= 0) & (hits <= trials)).all():
+    if not ((trials >= 1) & (hits >= 0) & (hits <= trials) & np.isfinite(trials)).all():
         raise ValueError(f"`successes` must be between 0 and n, and n at least 1; got {successes} of {n}")
     z = float(ndtri((1 + level) / 2))
     p, relative = hits / trials, z * z / trials

@@ -1,5 +1,7 @@
 """Similarities of two representations of the same samples: 1 = same, up to what each measure ignores."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -119,11 +121,12 @@ def pwcca_similarity(x: Array, y: Array) -> Array:
     >>> round(float(pwcca_similarity(x, x @ np.array([[2.0, 1.0], [0.0, 1.0]]))), 12)
     1.0
     """
-    a, b = (factor(side, 1.0) for side in paired(x, y))
+    # Only ratios of weights matter: without the scale, singular values of huge or tiny data stay in range.
+    a, b = (factor(replace(side, scale=torch.ones_like(side.scale)), 1.0) for side in paired(x, y))
     left, correlations, _ = torch.linalg.svd(a.variates.mT @ b.variates, full_matrices=False)
     # <h_i, x_j> in the basis of x's own variates: x = variates · diag(singular values) · loadings^T.
-    relative = torch.as_tensor(a.singular_values / a.singular_values[..., :1]).unsqueeze(-1)
-    weights = (left.mT @ (relative * a.loadings.mT)).abs().sum(dim=-1)
+    features = torch.as_tensor(a.singular_values).unsqueeze(-1) * a.loadings.mT
+    weights = (left.mT @ features).abs().sum(dim=-1)
     n_pairs = torch.minimum(torch.as_tensor(a.n_kept), torch.as_tensor(b.n_kept)).unsqueeze(-1)
     weights = weights * (torch.arange(weights.shape[-1], device=weights.device) < n_pairs)
     return like(((weights * correlations).sum(dim=-1) / weights.sum(dim=-1)).clamp(0.0, 1.0), x, y)

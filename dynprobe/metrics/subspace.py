@@ -75,8 +75,8 @@ def principal_subspace(x: Array, *, variance: float = 0.99, n_kept: int | None =
     Raises
     ------
     ValueError
-        For fewer than two samples, non-finite entries, samples that are all equal, a share outside (0, 1], or an `n_kept`
-        below 1.
+        For fewer than two samples, non-finite entries, samples that are all equal, a share outside (0, 1], an `n_kept`
+        below 1, or entries so large that a singular value overflows.
 
     Notes
     -----
@@ -95,7 +95,10 @@ def principal_subspace(x: Array, *, variance: float = 0.99, n_kept: int | None =
     check_share(variance)
     if n_kept is not None and n_kept < 1:
         raise ValueError(f"`n_kept` must be at least 1; got {n_kept}")
-    return like_subspace(factor(centre("x", observations("x", x), spacing=resolution(x)), variance, n_kept), x)
+    found = factor(centre("x", observations("x", x), spacing=resolution(x)), variance, n_kept)
+    if not bool(torch.isfinite(torch.as_tensor(found.singular_values)).all()):
+        raise ValueError("`x` must be far below 1e308; got entries whose singular values overflow. Scale them down")
+    return like_subspace(found, x)
 
 
 def subspace_correlations(a: Subspace, b: Subspace) -> Array:

@@ -181,7 +181,10 @@ class FileWriter:
         if incomplete:
             raise RuntimeError(f"arrays must be filled before the file is closed; not complete: {incomplete[:5]}")
         self._write_meta()
+        self._file.flush()
+        size = self._file.id.get_filesize()
         self._close()
+        os.truncate(self._temporary, size)  # give back what was reserved and not needed
         sync_file(self._temporary)
         self._temporary.replace(self._path)
         sync_folder(self._path.parent)
