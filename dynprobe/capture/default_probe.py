@@ -49,11 +49,11 @@ def probe_set_from_trainer(
     dataset, origin = _data_of(trainer)
     with random_state_kept():
         rows = _candidates(dataset)
-        features, labels = (
-            zip(*(_example(row, architecture, trainer) for row in rows), strict=True) if rows else ((), ())
-        )
-    if any(label is None for label in labels):
-        labels = ()
+        examples = [_example(row, architecture, trainer) for row in rows]
+    features = [feature for feature, _ in examples]
+    labels = [label for _, label in examples]
+    if None in labels:
+        labels = []
     if architecture.stacks[-1].name == "decoder":
         features = [_with_decoder_inputs(f, row, model) for f, row in zip(features, rows, strict=True)]
     probe = ProbeSet.from_features(
