@@ -170,9 +170,10 @@ def count_kept(
 ) -> Tensor:
     """Number of directions kept, per member of the batch, from descending singular values (..., k) of data of a shape.
 
-    `rounding` (...) is the error of an entry of the data as given. Random errors of that size move a singular value by less
-    than twice rounding times the root of the number of directions, and fill empty directions up to rounding times the sum
-    of the roots of both sizes.
+    `rounding` (...) is the spacing e of the data as given, so that an entry is off by e / √12 as a root mean square. Such
+    errors spread k equal singular values over at most 4 √k e / √12, add about 2 √(v (1 - v)) e / √12 over the root of the total
+    to a share v of the variance, three times which is allowed, and fill empty directions up to e times the sum of the roots
+    of both sizes.
     """
     n_samples, n_features = shape
     noise, eps = rounding.unsqueeze(-1), torch.finfo(values.dtype).eps
@@ -183,10 +184,10 @@ def count_kept(
     if n_kept is not None:
         return rank.clamp_max(n_kept)
     total = squares.sum(dim=-1, keepdim=True)
-    slack = squaring + 4 * noise / total.sqrt()
+    slack = squaring + 2 * noise * (variance * (1 - variance)) ** 0.5 / total.sqrt()
     enough = torch.minimum((squares.cumsum(dim=-1) / total < variance - slack).sum(dim=-1) + 1, rank)
     smallest = squares.gather(-1, (enough - 1).unsqueeze(-1))
-    tie = squaring * squares[..., :1] + 4 * noise * min(shape) ** 0.5 * smallest.sqrt()
+    tie = squaring * squares[..., :1] + 2.5 * noise * min(shape) ** 0.5 * smallest.sqrt()
     return torch.minimum((squares >= smallest - tie).sum(dim=-1), rank)
 
 

@@ -1,6 +1,7 @@
 """Slow float64 definitions, written from the papers without the library, and the data on which both are compared."""
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 from scipy.stats import ortho_group
@@ -84,6 +85,19 @@ def js(p: np.ndarray, q: np.ndarray) -> float:
     return float(total)
 
 
+def js_exact(p: np.ndarray, q: np.ndarray) -> float:
+    """In rational arithmetic, for rows that are close: Σ s/2 φ(r) with φ(r) = Σ r^2k / (2k (2k - 1)), r = (p - q) / s."""
+    a, b = ([Fraction(float(entry)) for entry in side] for side in (p, q))
+    a, b = ([entry / sum(side) for entry in side] for side in (a, b))
+    total = Fraction(0)
+    for first, second in zip(a, b, strict=True):
+        if first + second:
+            squared = float((first - second) / (first + second)) ** 2
+            # the next term is below squared^3 of the first; only the difference itself needs exact arithmetic
+            total += (first + second) / 2 * Fraction(squared / 2 + squared**2 / 12 + squared**3 / 30)
+    return float(total)
+
+
 def symmetric_kl(a: np.ndarray, b: np.ndarray) -> float:
     a, b = (np.asarray(side, dtype=np.longdouble) for side in (a, b))
     log_p, log_q = (side - side.max() - np.log(np.exp(side - side.max()).sum()) for side in (a, b))
@@ -120,14 +134,23 @@ def _rotated(rng: np.random.Generator) -> Pair:
     return x, 37.5 * x @ ortho_group.rvs(10, random_state=rng) - 4.0
 
 
-def _large_mean(rng: np.random.Generator) -> Pair:
-    x, y = _related(rng, 120, 10, 7)
-    return x + 1e3, y - 1e3 * rng.normal(size=7)
+def _mean(size: float) -> Callable[[np.random.Generator], Pair]:
+    def case(rng: np.random.Generator) -> Pair:
+        x, y = _related(rng, 120, 10, 7)
+        return x + size, y - size * rng.normal(size=7)
+
+    return case
 
 
 def _rogue(rng: np.random.Generator) -> Pair:
     x, y = rng.normal(size=(2, 120, 16))
     x[:, 0] = y[:, 0] = 20 + 30 * rng.normal(size=120)
+    return x, y
+
+
+def _two_rogues(rng: np.random.Generator) -> Pair:
+    x, y = _rogue(rng)
+    x[:, 1], y[:, 2] = -50 + 12 * rng.normal(size=(2, 120))
     return x, y
 
 
@@ -148,8 +171,11 @@ CASES: dict[str, Callable[[np.random.Generator], Pair]] = {
     "duplicated_and_constant_columns": _duplicated_and_constant,
     "n_less_than_d": lambda rng: _related(rng, 30, 48, 40),
     "tiny_scale": _scaled(1e-12),
-    "large_mean": _large_mean,
+    "large_mean": _mean(1e3),
+    "larger_mean": _mean(1e5),
     "rogue_dimension": _rogue,
+    "two_rogue_dimensions": _two_rogues,
+    "n_equals_d": lambda rng: _related(rng, 24, 24, 24),
 }
 FLOAT64_CASES = {"tiniest_scale": _scaled(1e-150), "huge_scale": _scaled(1e150)}
 

@@ -107,6 +107,25 @@ def test_js_of_near_rows_keeps_its_digits(step: float) -> None:
     assert value == pytest.approx(slow, rel=10 * (2.2e-16 / step + extended / step**2))
 
 
+def test_js_of_rows_a_ten_thousandth_apart_is_exact_to_1e_8() -> None:
+    rng = np.random.default_rng(1)
+    p = rng.dirichlet(np.full(48, 0.3), size=6)
+    p[:, :5] = 0.0  # masked keys
+    q = p * (1 + 1e-4 * rng.normal(size=p.shape))
+    slow = np.array([reference.js_exact(a, b) for a, b in zip(p, q, strict=True)])
+    assert js_divergence(p, q) == pytest.approx(slow, rel=1e-8)
+    for scale in (1e-300, 1e300):
+        assert js_divergence(scale * p, q / scale) == pytest.approx(slow, rel=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int32])
+def test_js_takes_the_numbers_as_they_were_given(dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(0)
+    p, q = (torch.from_numpy(100 * rng.dirichlet(np.ones(16), size=4)).to(dtype) + 1 for _ in range(2))
+    slow = [reference.js(a, b) for a, b in zip(p.double().numpy(), q.double().numpy(), strict=True)]
+    assert js_divergence(p, q).tolist() == pytest.approx(slow, abs=1e-14)
+
+
 def test_js_against_scipy() -> None:
     rng = np.random.default_rng(0)
     p, q = rng.dirichlet(np.full(32, 0.1), size=(2, 50))

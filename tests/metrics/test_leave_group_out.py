@@ -21,6 +21,16 @@ def test_against_factoring_again(name: str, variance: float) -> None:
     assert found == pytest.approx(refactored(x, y, groups, variance), abs=1e-9)
 
 
+@pytest.mark.parametrize("name", ["rank_deficient", "large_mean", "n_less_than_d", "two_rogue_dimensions"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("variance", [0.99, 1.0])
+def test_rank_is_judged_at_the_precision_given(name: str, dtype: type, variance: float) -> None:
+    x, y = reference.case(name, dtype)
+    groups = np.arange(len(x)) * 5 // len(x)
+    found = svcca_leave_group_out(x, y, groups, variance=variance)
+    assert found == pytest.approx(refactored(x, y, groups, variance), abs=1e-9)
+
+
 def test_by_hand() -> None:
     # without the last pair of rows y is x; without the first pair it is orthogonal to x
     x = np.array([[1.0], [-1.0], [0.0], [0.0], [1.0], [-1.0]])

@@ -39,7 +39,17 @@ def test_one_feature_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("n", "d", "n_classes", "penalty"),
-    [(120, 10, 2, 1.0), (120, 10, 4, 1.0), (200, 12, 3, 0.01), (60, 6, 2, 30.0), (40, 90, 2, 1.0), (45, 80, 3, 0.1)],
+    [
+        (120, 10, 2, 1.0),
+        (120, 10, 4, 1.0),
+        (200, 12, 3, 0.01),
+        (60, 6, 2, 30.0),
+        (40, 90, 2, 1.0),
+        (45, 80, 3, 0.1),
+        (150, 8, 5, 1.0),
+        (150, 8, 5, 100.0),
+        (120, 10, 2, 0.01),
+    ],
 )
 def test_agrees_with_scikit_learn(n: int, d: int, n_classes: int, penalty: float) -> None:
     x, labels = task(0, n, d, n_classes)
@@ -78,6 +88,46 @@ def test_the_gradient_vanishes_and_units_do_not_matter(seed: int, n_classes: int
     scale, shift = 10.0 ** np.arange(-3.0, 3.0), np.arange(6.0)
     moved = fit_linear_probe(x * scale + shift, labels)
     assert moved.logits(x * scale + shift) == pytest.approx(probe.logits(x), abs=1e-6)
+
+
+def hard_cases() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    rare, halves, thirds = (np.arange(300) < 3).astype(int), np.arange(300) % 2, np.arange(300) % 3
+    noise = rng.normal(size=(300, 12))
+    collinear = noise[:, :1] + 1e-6 * rng.normal(size=(300, 12))
+    collinear[:, 0] += thirds
+    return {
+        "imbalanced": (noise, rare),
+        "imbalanced and separable": (noise + 5 * rare[:, None], rare),
+        "separable": (noise + 9 * np.eye(12)[thirds], thirds),
+        "collinear": (collinear, thirds),
+        "heavy tails": (rng.standard_t(1.5, size=(300, 12)), thirds),
+        "duplicated and constant": (np.hstack([noise[:, :2]] * 3 + [np.full((300, 2), 0.1)]), halves),
+        "fewer samples than features": (rng.normal(size=(40, 120)), halves[:40]),
+    }
+
+
+@pytest.mark.parametrize("penalty", [1e-4, 0.01, 1.0, 100.0])
+@pytest.mark.parametrize("name", hard_cases())
+def test_hard_cases_settle(name: str, penalty: float) -> None:
+    x, labels = hard_cases()[name]
+    n_classes = int(labels.max()) + 1
+    probe = fit_linear_probe(x, labels, penalty=penalty)
+    std = np.where(np.ptp(x, axis=0) > 1e-12, x.std(axis=0), 1.0)
+    p = torch.softmax(torch.as_tensor(probe.logits(x)), dim=-1).numpy()
+    shrunk = (2.0 if n_classes == 2 else 1.0) * penalty * probe.coefficients.numpy() * std
+    gradient = ((x - x.mean(axis=0)) / std).T @ (p - np.eye(n_classes)[labels]) + shrunk.T
+    # below 1e-8 n per entry in coordinates in which the curvature is about 1; back in weights times a root of the curvature,
+    # at most sqrt(n d / 2 + 2 penalty) long, and as many entries
+    n, d = x.shape
+    assert np.abs(gradient).max() < 1e-8 * n * np.sqrt(n * d / 2 + 2 * penalty) * np.sqrt(d)
+    assert np.abs(p.sum(axis=0) - np.bincount(labels)).max() < 1e-8 * n * np.sqrt(n * (d + 1))
+
+
+def test_a_fit_that_does_not_settle_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynprobe.metrics.probes._MAX_ITERATIONS", 2)
+    with pytest.raises(ValueError, match="`penalty` must be large enough for the fit to settle; got none in 2 steps"):
+        fit_linear_probe(*task(0, 60, 5, 3))
 
 
 def test_stronger_penalties_shrink_but_spare_the_intercept() -> None:
@@ -165,6 +215,8 @@ def test_complaints() -> None:
         fit_linear_probe(np.stack([x, x]), np.stack([labels, labels, labels]))
     with pytest.raises(ValueError, match="large enough to tell dependent features apart"):
         fit_linear_probe(np.hstack([x, x]), labels, penalty=1e-300)
+    with pytest.raises(ValueError, match="`features` must vary by more than 1e-300"):
+        fit_linear_probe(x * 1e-310, labels)
     probe = fit_linear_probe(x, labels)
     with pytest.raises(ValueError, match="`features` must have the 3 columns that the probe was fitted on; got 2"):
         probe.predict(x[:, :2])

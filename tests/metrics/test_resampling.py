@@ -88,6 +88,14 @@ def test_bootstrap_complaints() -> None:
             bootstrap_interval(np.ones(3), level=level)
 
 
+def test_bootstrap_of_huge_and_tiny_values() -> None:
+    values = np.random.default_rng(0).uniform(-1, 1, size=30)
+    plain = bootstrap_interval(values)
+    for scale in (2.0**-1060, 2.0**1023):  # powers of two, of which the small one rounds the values at 2^-14
+        found = np.array(bootstrap_interval(values * scale)) / scale
+        assert found == pytest.approx(plain, abs=2.0**-14 if scale < 1 else 1e-15)
+
+
 # --- jackknife
 
 
@@ -97,6 +105,14 @@ def test_jackknife_of_a_mean_is_the_t_interval() -> None:
     low, high = jackknife_interval(values.mean(), left_out)
     margin = 3.182446305 * values.std(ddof=1) / 2  # t(0.975) of three degrees of freedom
     assert [low, high] == pytest.approx([3.5 - margin, 3.5 + margin], abs=1e-8)
+
+
+def test_jackknife_covers() -> None:
+    values = np.random.default_rng(0).normal(size=(2000, 12))
+    left_out = (values.sum(axis=1, keepdims=True) - values) / 11
+    low, high = jackknife_interval(values.mean(axis=1), left_out)
+    # of a mean of normal values it covers exactly; four standard errors of 2000 trials at 95 %
+    assert float(((low <= 0) & (high >= 0)).mean()) == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 2000))
 
 
 def test_jackknife_batches_and_kinds() -> None:
@@ -114,6 +130,10 @@ def test_jackknife_complaints() -> None:
     for estimate, left_out in ((0.5, [0.5]), (0.5, [0.5, np.nan]), (np.nan, [0.5, 0.5])):
         with pytest.raises(ValueError, match="finite value for each of at least 2 groups"):
             jackknife_interval(estimate, left_out)
+    with pytest.raises(
+        ValueError, match=r"`leave_out_estimates` must have the axes of `estimate`.* \(3, 4\) and \(4,\)"
+    ):
+        jackknife_interval(np.zeros(4), np.zeros((3, 4)))
     with pytest.raises(ValueError, match="`level` must be a probability"):
         jackknife_interval(0.5, [0.4, 0.6], level=1.0)
 
@@ -138,11 +158,21 @@ def test_wilson_is_mirrored_and_in_range(n: int, share: float) -> None:
     assert (1 - mirrored[1], 1 - mirrored[0]) == pytest.approx((low, high), abs=1e-14)
 
 
+@pytest.mark.parametrize("n", [10, 40, 200])
+def test_wilson_covers_on_average(n: int) -> None:
+    rng = np.random.default_rng(0)
+    share = rng.uniform(0.02, 0.98, size=4000)
+    low, high = wilson_interval(rng.binomial(n, share), n)
+    # its mean coverage is within half a percent of 95 % (Brown, Cai and DasGupta 2001); four standard errors are 1.4 %
+    covered = float(((low <= share) & (share <= high)).mean())
+    assert covered == pytest.approx(0.95, abs=0.005 + 4 * math.sqrt(0.95 * 0.05 / 4000))
+
+
 def test_wilson_batches_and_complaints() -> None:
     low, high = wilson_interval(np.array([0, 5, 10]), 10)
     assert low[1] == pytest.approx(wilson_interval(5, 10)[0], abs=0.0)
     assert (low[0], high[2]) == (0.0, 1.0)
-    for successes, n in ((11, 10), (-1, 10), (0, 0)):
+    for successes, n in ((11, 10), (-1, 10), (0, 0), (3, math.inf), (math.nan, 3)):
         with pytest.raises(ValueError, match="`successes` must be between 0 and n"):
             wilson_interval(successes, n)
 
@@ -200,6 +230,14 @@ def test_shifted_rows_against_refactoring() -> None:
     assert levels.shape == (3, 2)
     assert levels[:, 0] == pytest.approx(svcca_similarity(x, np.roll(y, 7, axis=-2)), abs=1e-12)
     assert levels[:, 1] == pytest.approx(svcca_similarity(x, np.roll(y, -20, axis=-2)), abs=1e-12)
+
+
+def test_shifted_unrelated_data_are_at_the_level_of_chance() -> None:
+    x, y = np.random.default_rng(0).normal(size=(2, 60, 150, 8))
+    levels = svcca_chance_level(principal_subspace(x), principal_subspace(y), shifts=range(10, 150, 20)).mean(axis=1)
+    error = 4 * levels.std() / math.sqrt(len(levels))
+    assert levels.mean() == pytest.approx(cca_chance_level(8, 8, 150), abs=error + 0.01 * levels.mean())
+    assert svcca_similarity(x, x + 0.1 * y).min() > 0.9
 
 
 def test_chance_beside_a_positive_control() -> None:

@@ -195,7 +195,54 @@ def test_directions_tied_at_the_cut_are_kept_whole() -> None:
         assert len({int(principal_subspace(x, variance=0.6).n_kept) for x in turned} - {4}) == 0
 
 
+@pytest.mark.parametrize(("n", "d"), [(200, 32), (33, 32), (32, 32)])
+@pytest.mark.parametrize("variance", [0.5, 0.9, 0.99, 0.9995])
+def test_an_isotropic_cloud_is_its_rotation_in_float32(n: int, d: int, variance: float) -> None:
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(n, d))
+    even = np.linalg.qr(data - data.mean(axis=0))[0][:, : min(d, n - 1)]
+    turn = ortho_group.rvs(even.shape[1], random_state=1)
+    x, y = even.astype(np.float32), (7 * even @ turn).astype(np.float32)
+    assert int(principal_subspace(x, variance=variance).n_kept) == even.shape[1]
+    assert svcca_similarity(x, y, variance=variance) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_directions_beyond_the_plain_cut_are_tied_with_the_last_one() -> None:
+    """With a mean of 1e5 standard deviations float32 tells variances apart only to about a hundredth."""
+    more = 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        n, d = int(rng.integers(60, 200)), int(rng.integers(5, 40))
+        x = (rng.normal(size=(n, d)) * rng.uniform(0.3, 2, d) + 1e5 * rng.normal(size=d)).astype(np.float32)
+        values = np.linalg.svd(reference.orthonormal(x.astype(np.float64), None)[1], compute_uv=False)
+        plain = int(np.argmax(np.cumsum(values**2) / np.sum(values**2) >= 0.99))
+        k = int(principal_subspace(x).n_kept)
+        # entries are off by spacing / √12, which spreads k equal singular values over 4 √k of it: 1.15 √k spacing
+        spacing = float(np.finfo(np.float32).eps) * np.sqrt(np.mean((x / np.abs(x).max()) ** 2.0))
+        assert values[k - 1] >= values[plain] - 1.5 * spacing * np.sqrt(min(n, d))
+        more += k > plain + 1
+    assert more < 15  # most clouds have no tie
+
+
 # --- degenerate input
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int32])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_short_numbers_are_measured_as_they_were_given(measure: str, dtype: torch.dtype) -> None:
+    ours, slow = MEASURES[measure]
+    x, y = (torch.from_numpy(4 * side).to(dtype) for side in related(0, n=80, d_y=4))
+    expected = slow(x.double().numpy(), y.double().numpy())
+    assert float(ours(x, y)) == pytest.approx(expected, abs=1e-10)
+
+
+@pytest.mark.parametrize("scale", [1e-322, 1e308])
+@ALL
+def test_the_ends_of_float64(measure: Callable, scale: float) -> None:
+    x = np.random.default_rng(0).integers(-1, 2, size=(20, 3)) * scale
+    y = np.random.default_rng(1).normal(size=(20, 3))
+    assert measure(x, y) == pytest.approx(measure(x / scale, y), abs=1e-10)
+    assert measure(y, x) == pytest.approx(measure(y, x / scale), abs=1e-10)
 
 
 @ALL

@@ -99,6 +99,12 @@ def test_it_is_frozen() -> None:
     assert isinstance(found, Subspace)
 
 
+def test_singular_values_beyond_float64() -> None:
+    x = np.random.default_rng(0).choice([-1.7e308, 1.7e308], size=(20, 3))
+    with pytest.raises(ValueError, match="`x` must be far below 1e308; got entries whose singular values overflow"):
+        principal_subspace(x)
+
+
 def test_complaints() -> None:
     x = np.random.default_rng(0).normal(size=(20, 4))
     with pytest.raises(ValueError, match="`x` must vary"):
