@@ -16,7 +16,7 @@ from dynprobe.cli.console import err, progress_bar, say
 )
 @click.option("--task", default="supersense", show_default=True, help="A shipped task: supersense, hyp, wic or shift.")
 @click.option(
-    "--steps", type=click.IntRange(min=2), default=240, show_default=True, help="Optimizer steps of each run."
+    "--steps", type=click.IntRange(min=2), default=120, show_default=True, help="Optimizer steps of each run."
 )
 @click.option("--seeds", default="1,2", show_default=True, help="Two seeds.")
 @click.option("--force", is_flag=True, help="Replace a demo that is already there.")

@@ -5,11 +5,16 @@ from functools import partial
 from pathlib import Path
 
 from dynprobe.analysis import compare
+from dynprobe.capture.settings import CaptureSettings
 from dynprobe.errors import UsageError
 from dynprobe.experiments.training import Recipe, train_with_capture
 from dynprobe.report import write_json, write_report
 from dynprobe.run import open_run
 from dynprobe.tasks import load_task
+
+# A small model and few steps: twice the usual rate, and snapshots mostly early, where most happens.
+LEARNING_RATE = 1e-4
+SCHEDULE = "log:6"
 
 Progress = Callable[[int, int, str], None]
 
@@ -60,8 +65,9 @@ def compare_seeds(
         run_dir = folder / f"seed-{seed}"
         train_with_capture(
             data,
-            Recipe(model=model, seed=seed, max_steps=max_steps),
+            Recipe(model=model, seed=seed, max_steps=max_steps, learning_rate=LEARNING_RATE),
             run_dir,
+            settings=CaptureSettings(schedule=SCHEDULE),
             existing="replace" if force else "refuse",
             on_step=partial(_show_step, show, number * max_steps, f"training, seed {seed}"),
         )

@@ -45,7 +45,7 @@ class Recipe:
 
     model: str
     seed: int = 0
-    max_steps: int = 240
+    max_steps: int = 120
     batch_size: int = 16
     learning_rate: float = 5e-5
     warmup_ratio: float = 0.1
