@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 
 from dynprobe.capture.recorder import Recorder
 from dynprobe.probe_set import ProbeSet
@@ -82,3 +82,39 @@ def run_a(make_run: Callable[..., Path]) -> Path:
 def run_b(make_run: Callable[..., Path]) -> Path:
     """The same recipe with another seed."""
     return make_run("run-b", seed=2)
+
+
+@pytest.fixture
+def saved_model(tmp_path: Path) -> Path:
+    """A tiny pretrained model with its tokenizer, as a folder."""
+    path = tmp_path / "model"
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "a",
+        "an",
+        "the",
+        "of",
+        "or",
+        "in",
+        "to",
+        "and",
+        "that",
+        "is",
+        "for",
+        "with",
+        "by",
+    ]
+    letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join(dict.fromkeys([*words, *letters])), encoding="utf-8")
+    BertTokenizerFast(str(vocabulary)).save_pretrained(path)
+    config = BertConfig(
+        vocab_size=len(set(words + letters)), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=128,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(path)
+    return path

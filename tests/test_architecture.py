@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dynprobe"
 
-# room: (rooms of ours, packages from outside) that it may import. Any room may use the standard library and jaxtyping.
+# room: (rooms of ours, packages from outside) that it may import. Any room may use the standard library.
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "metrics": (set(), {"torch", "numpy", "scipy"}),
@@ -21,7 +21,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "capture": ({"errors", "probe_set", "storage"}, {"torch", "transformers", "numpy"}),
     "analysis": (
         {"errors", "metrics", "run", "result", "probe_set"},
-        {"torch", "numpy", "scipy", "sklearn", "pandas", "joblib"},
+        {"torch", "numpy", "scipy", "sklearn", "pandas"},
     ),
     "finetune": ({"errors", "metrics"}, {"torch", "transformers", "accelerate"}),
     "report": ({"errors", "result"}, {"numpy", "scipy", "pandas", "matplotlib", "seaborn", "jinja2", "markupsafe"}),
@@ -39,7 +39,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
             "finetune",
             "report",
         },
-        {"joblib", "torch", "transformers", "numpy", "pandas"},
+        {"torch", "transformers", "numpy", "pandas"},
     ),
     "cli": (
         {
@@ -68,7 +68,7 @@ LATE_IMPORTS = {
     "capture/models.py": {"peft"},
     "capture/bootstrap/sitecustomize.py": {"dynprobe.capture.injected"},
 }
-_STANDARD = {"__future__", "jaxtyping"}
+_STANDARD = {"__future__"}
 
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 400, 60, 9
 

@@ -15,6 +15,15 @@ from dynprobe.probe_set import DEFAULT_MAX_LENGTH, ProbeSet
 
 _PACKAGE = "package:"
 _ADAPTER = "adapter_config.json"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 def resolve_model(name: str) -> str:
@@ -75,8 +84,11 @@ def load_tokenizer(*names: str) -> Any:
         When none has one.
     """
     for name in names:
+        place = resolve_model(name)
+        if Path(place).is_dir() and not any((Path(place) / file).is_file() for file in _TOKENIZER_FILES):
+            continue  # transformers would make an empty one, to which every word is unknown
         try:
-            return transformers.AutoTokenizer.from_pretrained(resolve_model(name))
+            return transformers.AutoTokenizer.from_pretrained(place)
         except (OSError, ValueError):
             continue
     raise UsageError(f"one of {list(names)} must come with a tokenizer; got none. Save the tokenizer beside the model")

@@ -4,28 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from dynprobe.errors import UsageError
 from dynprobe.experiments.seeds import compare_seeds
 from dynprobe.run import open_run
-
-
-@pytest.fixture
-def saved_model(tmp_path: Path) -> Path:
-    """A tiny pretrained model with its tokenizer, as a folder."""
-    path = tmp_path / "model"
-    words = "[PAD] [UNK] [CLS] [SEP] [MASK] a an the of or in to and that is for with by".split()
-    letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
-    vocabulary = tmp_path / "vocab.txt"
-    vocabulary.write_text("\n".join(dict.fromkeys([*words, *letters])), encoding="utf-8")
-    BertTokenizerFast(str(vocabulary)).save_pretrained(path)
-    config = BertConfig(
-        vocab_size=len(set(words + letters)), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=128,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(path)
-    return path
 
 
 def test_two_seeds_are_trained_compared_and_reported(saved_model: Path, tmp_path: Path) -> None:
