@@ -1,11 +1,11 @@
 """What a model is, as far as capture must know: its stacks, their depth and width, what it predicts."""
 
 import inspect
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from dynprobe.errors import CaptureError
 
@@ -17,8 +17,10 @@ _BANDED |= {
     "reformer": "hashed attention",
 }
 
-# Encoders whose [CLS] stands at the end.
+# Models that see all tokens, like encoders, and whose [CLS] stands at the end.
 _CLS_LAST = frozenset({"xlnet"})
+# Wrappers and kinds of weight of which a process holds only its own part.
+_SHARDED = frozenset({"FullyShardedDataParallel", "DTensor"})
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Architecture:
         As its configuration, its class and its origin call it.
     n_parameters, n_trainable
         Number of weights, and of those that training changes.
+    n_labels
+        Number of classes that its configuration names.
     """
 
     stacks: tuple[Stack, ...]
@@ -72,6 +76,7 @@ class Architecture:
     name: str
     n_parameters: int
     n_trainable: int
+    n_labels: int = 1
 
     def facts(self) -> dict[str, Any]:
         """JSON-able description for manifests and snapshots."""
@@ -93,9 +98,10 @@ def describe_model(model: nn.Module) -> Architecture:
     Raises
     ------
     CaptureError
-        When it is no transformers model, or its configuration does not state its size.
+        When it is no transformers model, its configuration does not state its size, or its weights are sharded.
     """
     core = transformer_inside(model)
+    _require_whole_weights(model)
     config: Any = core.config
     parameters = list(model.parameters())
     return Architecture(
@@ -106,6 +112,7 @@ def describe_model(model: nn.Module) -> Architecture:
         name=str(getattr(config, "name_or_path", "") or config.model_type),
         n_parameters=sum(parameter.numel() for parameter in parameters),
         n_trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        n_labels=int(getattr(config, "num_labels", 1) or 1),
     )
 
 
@@ -172,10 +179,24 @@ def _first(config: Any, *names: str) -> int:
     return found
 
 
-def _is_causal(core: nn.Module) -> bool:
-    """Whether its attention is causal, as the attention modules themselves say; else as its class and head say."""
-    config: Mapping[str, Any] = vars(core.config)
+def _is_causal(core: Any) -> bool:
+    """Whether its attention is causal, as the attention modules themselves say; else as its family and head say."""
     said = [module.is_causal for module in core.modules() if isinstance(getattr(module, "is_causal", None), bool)]
     if said:
         return all(said)
-    return type(core).__name__.endswith(("ForCausalLM", "LMHeadModel")) or bool(config.get("is_decoder"))
+    if core.config.model_type in _CLS_LAST:
+        return False
+    kind = type(core.config)
+    only_causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
+    return only_causal or bool(getattr(core.config, "is_decoder", False))
+
+
+def _require_whole_weights(model: nn.Module) -> None:
+    kinds = {type(module).__name__ for module in model.modules()}
+    kinds |= {type(parameter).__name__ for parameter in model.parameters()}
+    kinds |= {"DeepSpeed ZeRO-3" for parameter in model.parameters() if hasattr(parameter, "ds_id")}
+    if sharded := kinds & {*_SHARDED, "DeepSpeed ZeRO-3"}:
+        raise CaptureError(
+            f"the process that captures must hold whole weights; got weights sharded by {', '.join(sorted(sharded))}. "
+            "Train with DistributedDataParallel, or capture the saved checkpoints"
+        )

@@ -7,6 +7,7 @@ change their buffers; an sdpa model left in eager mode trains to other bits.
 
 import random
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -92,24 +93,24 @@ def _module_state(model: nn.Module) -> Iterator[None]:
     """Every module's attributes, hooks and buffers as they were: what the pass added is removed, what it changed is reset."""
     modules = list(model.modules())
     attributes = [dict(vars(module)) for module in modules]
-    registries = [
-        {name: dict(value) for name, value in vars(module).items() if "_hooks" in name and isinstance(value, dict)}
+    # Registries of hooks, buffers, parameters and sub-modules, and whatever else a module keeps in plain containers.
+    contents = [
+        (value, type(value).copy(value))
         for module in modules
+        for value in vars(module).values()
+        if type(value) in (dict, OrderedDict, list, set)
     ]
-    buffers = [
-        {name: (buffer, buffer.detach().clone()) for name, buffer in module._buffers.items() if buffer is not None}
-        for module in modules
-    ]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
-        for module, old, hooks, values in zip(modules, attributes, registries, buffers, strict=True):
+        for module, old in zip(modules, attributes, strict=True):
             _reset_attributes(vars(module), old)
-            for name, entries in hooks.items():
-                _reset(getattr(module, name), entries)
-            for name, (buffer, value) in values.items():
-                module._buffers[name] = buffer
-                if not torch.equal(buffer, value):
+        for container, old_content in contents:
+            _reset_contents(container, old_content)
+        for buffer, value in buffers:
+            if not torch.equal(buffer, value):
+                with torch.no_grad():
                     buffer.copy_(value)
 
 
@@ -155,8 +156,22 @@ def _reset_attributes(attributes: dict[str, Any], old: dict[str, Any]) -> None:
             attributes[name] = value
 
 
-def _reset(registry: dict[Any, Any], entries: dict[Any, Any]) -> None:
-    """Put a hook registry back in place; handles hold references to the registry itself, so it must stay the same object."""
-    if list(registry.items()) != list(entries.items()):
-        registry.clear()
-        registry.update(entries)
+def _reset_contents(container: Any, old: Any) -> None:
+    """Put back what a container held, in place: others, such as the handles of hooks, hold references to it."""
+    now, before = _identities(container), _identities(old)
+    if now == before:
+        return
+    container.clear()
+    if isinstance(container, list):
+        container.extend(old)
+    else:
+        container.update(old)
+
+
+def _identities(container: Any) -> Any:
+    """What a container holds, to be compared without asking tensors whether they are equal."""
+    if isinstance(container, dict):
+        return [(key, id(value)) for key, value in container.items()]
+    if isinstance(container, set):
+        return {id(value) for value in container}
+    return [id(value) for value in container]

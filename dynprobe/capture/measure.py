@@ -122,10 +122,21 @@ def with_positions(model: nn.Module, probe: ProbeSet, architecture: Architecture
         The probe set.
     architecture
         The model's architecture.
+
+    Raises
+    ------
+    CaptureError
+        When the probe set has tokens, but not those of every stack of the model.
     """
     missing = [stack.name for stack in architecture.stacks if stack.name not in probe.real]
     if not missing:
         return probe
+    if "decoder" in missing or "input_ids" in probe.inputs:
+        raise CaptureError(
+            f"the probe set must hold the tokens of {' and '.join(stack.name for stack in architecture.stacks)}; got "
+            f"inputs {sorted(probe.inputs)} for {architecture.model_class}. An encoder-decoder takes `input_ids` and "
+            "`decoder_input_ids`, any other model `input_ids` alone"
+        )
     first = next(batches(replace(probe, batch_size=1), architecture, next(model.parameters()).device))
     hidden_states = measure(model, first, architecture, attentions=False).hidden_states
     shapes = {stack: (probe.n_examples, hidden_states[stack][0].shape[1]) for stack in missing}

@@ -12,7 +12,7 @@ from dynprobe.probe_set import ProbeSet
 
 DEFAULT_N_TOKENS = 8192
 DEFAULT_ATTENTION_EXAMPLES = 64
-_HALF = 2  # bytes of a float16
+_HALF, _SINGLE = 2, 4  # bytes of a float16 and of a float32
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _bytes(architecture: Architecture, probe: ProbeSet, amounts: _Amounts) -> in
     for stack in architecture.stacks:
         lengths = _lengths(probe, stack.name)
         n_kept = min(amounts.n_tokens, int(lengths.sum()))
-        total += _HALF * stack.d_model * n_kept * len(_kept_layers(stack, amounts.layer_stride))
+        total += (_HALF * stack.d_model * len(_kept_layers(stack, amounts.layer_stride)) + 2 * _SINGLE) * n_kept
         total += _HALF * stack.d_model * probe.n_examples * len(stack.pooled) * (stack.n_layers + 1)
         squares = (lengths[: amounts.n_attention_examples] ** 2).sum()
         total += int(_HALF * stack.n_heads * stack.n_layers * squares)
@@ -179,7 +179,14 @@ def _bytes(architecture: Architecture, probe: ProbeSet, amounts: _Amounts) -> in
         total += int(
             _HALF * architecture.stacks[1].n_heads * architecture.stacks[1].n_layers * (encoder * decoder).sum()
         )
-    return total
+    return total + _bytes_of_outputs(architecture, probe)
+
+
+def _bytes_of_outputs(architecture: Architecture, probe: ProbeSet) -> int:
+    """At most so much is said: classes of each example, or likelihoods, ends or classes of each token."""
+    per_token = architecture.n_labels if "TokenClassification" in architecture.model_class else 2
+    n_tokens = int(_lengths(probe, architecture.stacks[-1].name).sum())
+    return _SINGLE * (probe.n_examples * (architecture.n_labels + 2) + n_tokens * per_token)
 
 
 def _lengths(probe: ProbeSet, stack: str) -> np.ndarray:
@@ -196,7 +203,7 @@ def _notes(wanted: _Amounts, got: _Amounts, budget: int, total: int) -> tuple[st
         "n_attention_examples": "attention of {} examples instead of {}",
         "n_snapshots": "{} snapshots instead of {}",
         "n_tokens": "hidden states of {} tokens instead of {}",
-        "layer_stride": "hidden states of every {}th layer instead of every {}",
+        "layer_stride": "hidden states of one layer in {} instead of all",
     }
     changed = [
         text.format(getattr(got, name), getattr(wanted, name))

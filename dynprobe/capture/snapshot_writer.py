@@ -24,11 +24,11 @@ _PROBE = "main"
 
 
 class DoesNotFitFloat16(Exception):  # noqa: N818 - a signal between two functions, never seen by a user
-    """An array holds values beyond the range of float16 and must be written in float32."""
+    """Arrays hold values beyond the range of float16 and must be written in float32."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
+    def __init__(self, names: set[str]) -> None:
+        super().__init__(", ".join(sorted(names)))
+        self.names = names
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def write_snapshot(
     step
         Number of optimizer steps so far.
     wide
-        Names of arrays that need float32; grows when a value does not fit float16, and the pass is repeated.
+        Names of arrays that need float32; grows when values do not fit float16, and the pass is repeated once.
     parameters
         Arrays for the group ``parameters``.
 
@@ -82,7 +82,7 @@ def write_snapshot(
                     file.write(f"parameters/{name}", array)
             return
         except DoesNotFitFloat16 as overflow:
-            wide.add(overflow.name)
+            wide |= overflow.names
 
 
 def _stream(file: FileWriter, model: nn.Module, job: SnapshotJob, *, step: int, wide: set[str]) -> None:
@@ -103,6 +103,8 @@ def _stream(file: FileWriter, model: nn.Module, job: SnapshotJob, *, step: int, 
         output = what_it_says(measurement, job.architecture, vocabulary)
         if output is not None:
             said.append(output)
+    if sink.overflowed:  # only now, when all of them are known
+        raise DoesNotFitFloat16(sink.overflowed)
     _write_outputs(sink, said)
 
 
@@ -111,6 +113,7 @@ class _Sink:
 
     def __init__(self, file: FileWriter, step: int, wide: set[str]) -> None:
         self.file, self._step, self._wide = file, step, wide
+        self.overflowed: set[str] = set()
 
     def declare(self, name: str, shape: tuple[int, ...], **facts: Any) -> None:
         """Announce an array of known shape."""
@@ -124,7 +127,7 @@ class _Sink:
             with np.errstate(over="ignore"):
                 narrow = block.astype(np.float16)
             if not np.isfinite(narrow).all():
-                raise DoesNotFitFloat16(name)
+                self.overflowed.add(name)
             block = narrow
         self.file.append(name, block)
 

@@ -1,6 +1,7 @@
 """Measures of tensors: pure functions, batched over leading axes, on any device; they know no file and no model."""
 
 from dynprobe.metrics.divergence import js_divergence, symmetric_kl_divergence
+from dynprobe.metrics.grid import SvccaGrid, svcca_grid
 from dynprobe.metrics.isotropy import (
     dimension_correlation,
     dimension_std,
@@ -31,6 +32,7 @@ from dynprobe.metrics.subspace import Subspace, principal_subspace, subspace_cor
 __all__ = [
     "LinearProbe",
     "Subspace",
+    "SvccaGrid",
     "bootstrap_interval",
     "cca_chance_level",
     "cca_similarity",
@@ -50,6 +52,7 @@ __all__ = [
     "pwcca_similarity",
     "subspace_correlations",
     "svcca_chance_level",
+    "svcca_grid",
     "svcca_leave_group_out",
     "svcca_similarity",
     "symmetric_kl_divergence",
