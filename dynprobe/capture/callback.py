@@ -1,5 +1,6 @@
 """Capture inside transformers' Trainer."""
 
+import logging
 import sys
 import traceback
 import warnings
@@ -88,6 +89,7 @@ class DynprobeCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Make the run directory and take the snapshot of step 0 (or of the step that training resumes from)."""
+        self._stop()  # an interrupted training before this one told its callbacks nothing
         if not state.is_world_process_zero:
             return
         trainer = _calling_trainer()
@@ -109,7 +111,7 @@ class DynprobeCallback(TrainerCallback):
         if probe.origin.startswith("training data"):
             recorder.note(TRAINING_DATA_NOTE)
         for note in recorder.notes:
-            warnings.warn(f"dynprobe: {note}", stacklevel=2)
+            say(note, stacklevel=3)
         try:
             recorder.snapshot(state.global_step)
         except BaseException:
@@ -175,13 +177,21 @@ class DynprobeCallback(TrainerCallback):
             recorder = self._recorder
             self._stop()
             detail = str(error) or traceback.format_exc(limit=-1)
-            warnings.warn(f"dynprobe: capture is switched off, training goes on: {detail}", stacklevel=3)
+            say(f"capture is switched off, training goes on: {detail}", stacklevel=4)
             _try_to_note(recorder, f"Capture was switched off by a fault: {detail}")
 
     def _stop(self) -> None:
         if self._recorder is not None:
             self._recorder.close()
             self._recorder = None
+
+
+def say(sentence: str, *, stacklevel: int) -> None:
+    """Warn; where the program makes errors of warnings, log instead, as none of ours is worth its training."""
+    try:
+        warnings.warn(f"dynprobe: {sentence}", stacklevel=stacklevel)
+    except UserWarning:
+        logging.getLogger("dynprobe").warning(sentence)
 
 
 def attach(trainer: Trainer, run_dir: str | Path, **options: Any) -> DynprobeCallback:
@@ -235,4 +245,4 @@ def _try_to_note(recorder: Recorder, sentence: str) -> None:
     try:
         recorder.note(sentence)
     except OSError as error:
-        warnings.warn(f"dynprobe: could not note it in {recorder.path}: {error}", stacklevel=4)
+        say(f"could not note it in {recorder.path}: {error}", stacklevel=5)

@@ -1,6 +1,6 @@
 """The probe set when nothing is said: held-out examples of the trainer's own evaluation data."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -20,6 +20,7 @@ TRAINING_DATA_NOTE = (
     "say how well they were learned, not how well the model generalises."
 )
 _LABEL_NAMES = ("labels", "label", "label_ids")
+_IGNORED = -100  # label of a token that has none
 
 
 def probe_set_from_trainer(
@@ -55,7 +56,10 @@ def probe_set_from_trainer(
     if None in labels:
         labels = []
     if architecture.stacks[-1].name == "decoder":
-        features = [_with_decoder_inputs(f, row, model) for f, row in zip(features, rows, strict=True)]
+        features = [
+            _with_decoder_inputs(feature, row, model, labelled_whole=label is not None)
+            for feature, row, (_, label) in zip(features, rows, examples, strict=True)
+        ]
     probe = ProbeSet.from_features(
         features,
         tokenizer=getattr(trainer, "processing_class", None),
@@ -101,6 +105,8 @@ def _example(
 
 
 def _inputs(row: Mapping[str, Any], architecture: Architecture) -> dict[str, np.ndarray]:
+    if not isinstance(row, Mapping):
+        return {}
     names = architecture.forward_names - set(_LABEL_NAMES)
     arrays = {name: np.asarray(value) for name, value in dict(row).items() if name in names and value is not None}
     return {name: array for name, array in arrays.items() if array.dtype.kind in "biuf"}
@@ -116,6 +122,8 @@ def _label(row: Mapping[str, Any]) -> int | float | None:
 
 
 def _texts(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]] | None:
+    if not all(isinstance(row, Mapping) for row in rows):
+        return None
     texts = [tuple(value for value in dict(row).values() if isinstance(value, str)) for row in rows]
     return texts if all(texts) else None
 
@@ -128,15 +136,24 @@ def _label_names(model: Any, labels: Sequence[Any]) -> tuple[str, ...] | None:
     return None
 
 
-def _with_decoder_inputs(feature: dict[str, np.ndarray], row: Mapping[str, Any], model: Any) -> dict[str, np.ndarray]:
+def _with_decoder_inputs(
+    feature: dict[str, np.ndarray], row: Mapping[str, Any], model: Any, *, labelled_whole: bool
+) -> dict[str, np.ndarray]:
+    """What the decoder reads: the target text moved by one; of a classifier the input itself, as such models do."""
     if "decoder_input_ids" in feature:
         return feature
-    labels: Iterable[int] | None = row.get("labels")
     core = transformer_inside(model)
-    if labels is None or not hasattr(core, "prepare_decoder_input_ids_from_labels"):
-        raise ProbeSetError(
-            "an encoder-decoder needs `decoder_input_ids` or `labels` in each example; "
-            f"got {sorted(row)}. Give a probe set with decoder_input_ids"
-        )
-    shifted = core.prepare_decoder_input_ids_from_labels(labels=torch.as_tensor(np.asarray(labels))[None])
-    return {**feature, "decoder_input_ids": np.asarray(shifted[0])}
+    targets = None if not isinstance(row, Mapping) else row.get("labels")
+    if targets is not None and not labelled_whole and hasattr(core, "prepare_decoder_input_ids_from_labels"):
+        kept = np.asarray(targets)
+        kept = kept[: np.flatnonzero(kept != _IGNORED)[-1] + 1] if (kept != _IGNORED).any() else kept[:1]
+        shifted = core.prepare_decoder_input_ids_from_labels(labels=torch.as_tensor(kept)[None])
+        return {**feature, "decoder_input_ids": np.asarray(shifted[0])}
+    start = getattr(core.config, "decoder_start_token_id", None)
+    if labelled_whole and start is not None and "input_ids" in feature:
+        mask = {"decoder_attention_mask": feature["attention_mask"]} if "attention_mask" in feature else {}
+        return {**feature, **mask, "decoder_input_ids": np.append(start, feature["input_ids"][:-1])}
+    raise ProbeSetError(
+        "an encoder-decoder needs `decoder_input_ids` or `labels` in each example; "
+        f"got {sorted(feature)}. Give a probe set with decoder_input_ids"
+    )

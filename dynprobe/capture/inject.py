@@ -3,6 +3,7 @@
 This side belongs to the command line and imports neither torch nor transformers; :mod:`dynprobe.capture.injected` is the other.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 from dynprobe.errors import NothingCapturedError, UsageError
 from dynprobe.storage.directory import is_run, list_steps
+from dynprobe.storage.layout import snapshot_path
 
 # Names of environment variables.
 OPTIONS = "DYNPROBE_CAPTURE"
@@ -33,7 +35,7 @@ class InjectedOptions:
     probe_run
         Run whose probe set is used, or ``None`` for the trainer's own evaluation data.
     settings
-        Arguments of :class:`~dynprobe.capture.plan.CaptureSettings`.
+        Arguments of :class:`~dynprobe.capture.settings.CaptureSettings`.
     existing
         ``"refuse"``, ``"resume"`` or ``"replace"``.
     """
@@ -79,11 +81,17 @@ def run_with_capture(command: Sequence[str], options: InjectedOptions, status_fi
             f"{options.run_dir}: the run directory must be new; got one that holds a run. Choose another path with -o, "
             "or give --force to replace it or --resume to go on with it"
         )
-    before = list_steps(Path(options.run_dir)) if options.existing == "resume" else ()
+    before = _snapshots(Path(options.run_dir))
     code = _run(command, environment)
-    if code == 0 and not set(list_steps(Path(options.run_dir))) - set(before):
+    if code == 0 and _snapshots(Path(options.run_dir)) <= before:
         raise NothingCapturedError(_why_nothing(status_file, command))
     return code
+
+
+def _snapshots(run_dir: Path) -> set[tuple[int, int, int]]:
+    """Step, time and number of each snapshot file: one that replaces another is a new one."""
+    files = {step: snapshot_path(run_dir, step).stat() for step in list_steps(run_dir)}
+    return {(step, file.st_mtime_ns, file.st_ino) for step, file in files.items()}
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -106,12 +114,18 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
 def _why_nothing(status_file: Path, command: Sequence[str]) -> str:
     lines = status_file.read_text(encoding="utf-8").splitlines() if status_file.is_file() else []
-    records = [json.loads(line) for line in lines]
+    records = []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # half a line of a process that was killed
+            records.append(json.loads(line))
     faults = [record["reason"] for record in records if record.get("event") == "fault"]
     if faults:
         return f"nothing was captured: {faults[-1]}"
     if records:
-        return "nothing was captured: the command made a transformers Trainer, but never called its train()"
+        return (
+            "nothing was captured: the command made a transformers Trainer, but trained nothing new with it: it never "
+            "called its train(), or the run held every step already"
+        )
     return (
         f"nothing was captured: no transformers Trainer was made by `{' '.join(command[:4])}`. Capture needs one; "
         "Python started with -I or -E ignores PYTHONPATH and cannot be captured; for a loop of your own use "

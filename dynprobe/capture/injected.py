@@ -3,55 +3,56 @@
 import json
 import os
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-from dynprobe.capture.callback import DynprobeCallback
+from dynprobe.capture.callback import DynprobeCallback, say
 from dynprobe.capture.inject import OPTIONS, STATUS, InjectedOptions
 from dynprobe.capture.settings import CaptureSettings
 from dynprobe.storage.layout import probe_path
 from dynprobe.storage.probe_file import read_probe_set
 
 # One process may train several models, one after the other: run, run-2, run-3.
-_trainings_begun = 0
+_trainings_captured = 0
 
 
 class InjectedCallback(DynprobeCallback):
     """As its base, but a fault before training is reported and not raised: the program does not know of capture."""
 
+    def __init__(self, run_dir: str | Path, **options: Any) -> None:
+        super().__init__(run_dir, **options)
+        self._first_run_dir = self.run_dir
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begin capture in the run directory of this training."""
-        global _trainings_begun
-        _trainings_begun += 1
-        if _trainings_begun > 1:
-            self.run_dir = self.run_dir.with_name(f"{self.run_dir.name}-{_trainings_begun}")
+        global _trainings_captured
+        self.run_dir = self._first_run_dir
+        if _trainings_captured > 0:
+            self.run_dir = self.run_dir.with_name(f"{self.run_dir.name}-{_trainings_captured + 1}")
         try:
             super().on_train_begin(args, state, control, **kwargs)
         except Exception as error:  # noqa: BLE001 - whatever it is, the training is worth more
             self._stop()
             report({"event": "fault", "reason": str(error) or repr(error)})
-            warnings.warn(f"dynprobe: this training is not captured: {error}", stacklevel=2)
+            say(f"this training is not captured: {error}", stacklevel=3)
+        if self.recorder is not None:
+            _trainings_captured += 1
 
 
 def attach_from_environment(trainer: Trainer) -> None:
     """Add capture to a Trainer as the environment says; called by the bootstrap after ``Trainer.__init__``."""
     options = InjectedOptions(**json.loads(os.environ[OPTIONS]))
     report({"event": "trainer"})
-    try:
-        probe = None if options.probe_run is None else read_probe_set(probe_path(Path(options.probe_run)))
-        callback = InjectedCallback(
-            options.run_dir, probe_set=probe, settings=CaptureSettings(**options.settings), existing=options.existing
-        )
-    except Exception as error:
-        report({"event": "fault", "reason": str(error)})
-        raise
-    trainer.add_callback(callback)
+    probe = None if options.probe_run is None else read_probe_set(probe_path(Path(options.probe_run)))
+    settings = CaptureSettings(**options.settings)
+    trainer.add_callback(
+        InjectedCallback(options.run_dir, probe_set=probe, settings=settings, existing=options.existing)
+    )
 
 
 def report(record: Mapping[str, Any]) -> None:

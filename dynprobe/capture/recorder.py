@@ -61,12 +61,25 @@ class Recorder:
     on_snapshot
         Called with (step, path) after each snapshot.
 
+    Attributes
+    ----------
+    path
+        The run directory.
+    probe_set
+        The inputs, with the positions that the model makes of them.
+    plan
+        What each snapshot holds.
+    seconds
+        Time spent on snapshots so far.
+
     Raises
     ------
     UsageError
         When `run_dir` holds a run and `existing` is "refuse", or another process writes to it.
     CaptureError
         When the model cannot be captured or the disk is too small.
+    IncompatibleRunsError
+        When the run to go on with has another probe set, another model or other amounts.
 
     Examples
     --------
@@ -106,6 +119,7 @@ class Recorder:
         self._wide: set[str] = set()
         self._start: StartingWeights | None = None
         self._lock: TextIO | None = None
+        self._measures_weights = self._settings.weights and StartingWeights.fits(self._model)
         self._notes = list(self.plan.notes)
         self.seconds = 0.0
 
@@ -166,12 +180,16 @@ class Recorder:
             )
         if step < 0:
             raise UsageError(f"`step` must be the number of optimizer steps so far, 0 or more; got {step}")
+        started = time.perf_counter()
+        if step == 0 and self._measures_weights:
+            self._start = StartingWeights(self._model)
         path = snapshot_path(self.path, step)
         if path.is_file():
             return path
-        started = time.perf_counter()
-        if step == 0 and self._settings.weights and StartingWeights.fits(self._model):
-            self._start = StartingWeights(self._model)
+        if self._start is None and self._measures_weights:
+            self.note(
+                f"Distances of the weights from step 0 were not recorded from step {step} on: this process did not see step 0."
+            )
         distances = self._start.distances(self._model) if self._start is not None else {}
         with undisturbed(self._model) as model:
             parameters = parameter_arrays(distances)
@@ -206,6 +224,7 @@ class Recorder:
                 )
         else:
             write_probe_set(file, self.probe_set)
+        self._require_same_contents()
         n_left = max(1, (len(self.plan.steps) or 1) - len(list_steps(self.path)))
         needed, free = self.plan.bytes_per_snapshot * n_left, free_bytes(self.path)
         if needed > free:
@@ -213,9 +232,34 @@ class Recorder:
                 f"{self.path}: the disk must have {show_bytes(needed)} free for {n_left} snapshot(s); got "
                 f"{show_bytes(free)}. Give a smaller --budget, or a folder on another disk"
             )
-        if not self._settings.weights or not StartingWeights.fits(self._model):
+        if not self._measures_weights:
             self._notes.append("Distances of the weights from step 0 were not recorded.")
         self._write_manifest()
+
+    def _require_same_contents(self) -> None:
+        """Snapshots of one run must hold the same layers, tokens and examples, or they cannot be compared."""
+        before = read_manifest(self.path).get("contents")
+        if self.steps and before is not None and before != self._contents():
+            raise IncompatibleRunsError(
+                f"{self.path}: a run must go on with the same model and amounts, {before}; got {self._contents()}. "
+                "Give the --hidden, --attention and --budget of its first part, or another run directory"
+            )
+
+    def _contents(self) -> dict[str, Any]:
+        """What each snapshot holds, in numbers, as JSON would give them back."""
+        return {
+            "attention_examples": self.plan.n_attention_examples,
+            **{
+                stack.name: {
+                    "tokens": len(self.plan.rows[stack.name]),
+                    "layers": list(self.plan.layers[stack.name]),
+                    "n_layers": stack.n_layers,
+                    "n_heads": stack.n_heads,
+                    "d_model": stack.d_model,
+                }
+                for stack in self._architecture.stacks
+            },
+        }
 
     def _write_manifest(self) -> None:
         before = read_manifest(self.path)
@@ -234,6 +278,7 @@ class Recorder:
                 "max_steps": self._max_steps,
                 "schedule": self._settings.schedule,
                 "planned_steps": list(self.plan.steps),
+                "contents": self._contents(),
                 "bytes_per_snapshot": self.plan.bytes_per_snapshot,
                 "training": self._facts or before.get("training", {}),
                 "command": sys.argv,

@@ -42,13 +42,36 @@ def _patch(module: ModuleType) -> None:
     def init_with_capture(self: object, *args: object, **kwargs: object) -> None:
         original(self, *args, **kwargs)
         try:
+            _make_importable()
             from dynprobe.capture.injected import attach_from_environment
 
             attach_from_environment(self)  # type: ignore[arg-type]
         except Exception as error:
-            print(f"dynprobe: this training is not captured: {error}", file=sys.stderr)
+            _report(error)
 
     module.Trainer.__init__ = init_with_capture
+
+
+def _make_importable() -> None:
+    """Let a program find the dynprobe that started it, also where that is not installed, and nothing that lies beside it."""
+    if importlib.util.find_spec("dynprobe") is None:
+        package = os.path.dirname(os.path.dirname(_HERE))
+        spec = importlib.util.spec_from_file_location("dynprobe", os.path.join(package, "__init__.py"))
+        if spec is not None and spec.loader is not None:
+            sys.modules["dynprobe"] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules["dynprobe"])
+
+
+def _report(error: Exception) -> None:
+    """Say why a training is not captured, here and to the command that waits."""
+    print(f"dynprobe: this training is not captured: {error}", file=sys.stderr)
+    try:
+        import json
+
+        with open(os.environ["DYNPROBE_STATUS"], "a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"event": "fault", "reason": f"{error} ({sys.executable})"}) + "\n")
+    except (OSError, KeyError):
+        pass
 
 
 def _run_hidden_sitecustomize() -> None:
