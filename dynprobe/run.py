@@ -177,7 +177,8 @@ class Snapshot(AbstractContextManager["Snapshot"]):
         prefix = "" if kind == "self" else f"{kind}_"
         lengths = self._read(f"{PROBE}/{stack}/index/{prefix}attention_shape")
         n_heads = self._file.facts(name).get("n_heads")
-        if type(n_heads) is not int or n_heads < 1 or lengths.ndim != 2 or (lengths < 0).any():
+        is_table = lengths.ndim == 2 and lengths.shape[1] == 2 and lengths.dtype.kind in "iu"
+        if type(n_heads) is not int or n_heads < 1 or not is_table or (lengths < 0).any():
             raise RunFormatError(f"{self._path}: `{name}` must state its heads and lengths")
         return Ragged(self._file, name, n_heads, lengths)
 
@@ -207,9 +208,12 @@ class Snapshot(AbstractContextManager["Snapshot"]):
         """L2 distance from step 0 and L2 norm of each recorded weight tensor, by name; empty when not recorded."""
         if "parameters/names" not in self._file:
             return {}
-        names = json.loads(self._read("parameters/names").tobytes())
         distance, norm = self._read("parameters/distance"), self._read("parameters/norm")
-        return {str(name): (float(d), float(n)) for name, d, n in zip(names, distance, norm, strict=True)}
+        try:
+            names = list(json.loads(self._read("parameters/names").tobytes()))
+            return {str(name): (float(d), float(n)) for name, d, n in zip(names, distance, norm, strict=True)}
+        except (ValueError, TypeError, RecursionError) as error:
+            raise RunFormatError(f"{self._path}: `parameters` must name each weight tensor once; {error}") from error
 
     def resolution(self, quantity: str, layer: int, stack: str = "model") -> float:
         """Relative spacing of the stored numbers, such as 9.8e-4 for float16: what lies below cannot be seen.

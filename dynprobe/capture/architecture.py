@@ -106,7 +106,7 @@ def describe_model(model: nn.Module) -> Architecture:
     parameters = list(model.parameters())
     return Architecture(
         stacks=_stacks(core, config),
-        forward_names=frozenset(inspect.signature(core.forward).parameters),
+        forward_names=frozenset(_forward_names(type(core))),
         model_type=config.model_type,
         model_class=type(core).__name__,
         name=str(getattr(config, "name_or_path", "") or config.model_type),
@@ -168,6 +168,20 @@ def _stacks(core: nn.Module, config: Any) -> tuple[Stack, ...]:
         )
         for name, n_layers, causal in names
     )
+
+
+def _forward_names(kind: type) -> set[str]:
+    """Arguments of a class's forward, and of those that it may pass its ``**kwargs`` on to."""
+    names: set[str] = set()
+    for parent in kind.__mro__:
+        forward = None if parent is nn.Module else vars(parent).get("forward")
+        if forward is None:
+            continue
+        parameters = inspect.signature(forward).parameters
+        names |= set(parameters) - {"self"}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return names
 
 
 def _first(config: Any, *names: str) -> int:

@@ -1,12 +1,12 @@
 """Loading a saved model for measurement: from a folder, a name, an adapter, or an installed package that carries weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from dynprobe.capture.recorder import Recorder
 from dynprobe.capture.settings import CaptureSettings
@@ -15,6 +15,14 @@ from dynprobe.probe_set import DEFAULT_MAX_LENGTH, ProbeSet
 
 _PACKAGE = "package:"
 _ADAPTER = "adapter_config.json"
+_KIND_OF_TASK = {
+    "SEQ_CLS": transformers.AutoModelForSequenceClassification,
+    "CAUSAL_LM": transformers.AutoModelForCausalLM,
+    "TOKEN_CLS": transformers.AutoModelForTokenClassification,
+    "SEQ_2_SEQ_LM": transformers.AutoModelForSeq2SeqLM,
+    "QUESTION_ANS": transformers.AutoModelForQuestionAnswering,
+}
+_HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight", "qa_outputs.weight")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -68,9 +76,11 @@ def load_model(name: str) -> nn.Module:
     if (Path(place) / _ADAPTER).is_file():
         return _load_adapter(place)
     try:
-        config = transformers.AutoConfig.from_pretrained(place)
-        kind = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
-        return kind.from_pretrained(place, config=config).eval()
+        config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
+        named = getattr(transformers, (config.architectures or ["AutoModel"])[0], None)
+        is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+        kind: Any = named if is_model else transformers.AutoModel
+        return kind.from_pretrained(place, config=config, trust_remote_code=False).eval()
     except (OSError, ValueError) as error:
         raise UsageError(f"{name}: must be a model that transformers can load; {error}") from error
 
@@ -88,7 +98,7 @@ def load_tokenizer(*names: str) -> Any:
         if Path(place).is_dir() and not any((Path(place) / file).is_file() for file in _TOKENIZER_FILES):
             continue  # transformers would make an empty one, to which every word is unknown
         try:
-            return transformers.AutoTokenizer.from_pretrained(place)
+            return transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         except (OSError, ValueError):
             continue
     raise UsageError(f"one of {list(names)} must come with a tokenizer; got none. Save the tokenizer beside the model")
@@ -134,25 +144,23 @@ def capture_pair(
 
 def _load_adapter(place: str) -> nn.Module:
     try:
-        from peft import AutoPeftModel, PeftConfig  # noqa: PLC0415 - an optional package
+        import peft  # noqa: PLC0415 - an optional package
     except ImportError as error:
         raise UsageError(f"{place}: holds a PEFT adapter; install it with `pip install dynprobe[peft]`") from error
-    config = PeftConfig.from_pretrained(place)
-    kinds = {
-        "SEQ_CLS": transformers.AutoModelForSequenceClassification,
-        "CAUSAL_LM": transformers.AutoModelForCausalLM,
-        "TOKEN_CLS": transformers.AutoModelForTokenClassification,
-        "SEQ_2_SEQ_LM": transformers.AutoModelForSeq2SeqLM,
-    }
     try:
-        if config.task_type in kinds:
-            import peft  # noqa: PLC0415
+        config = peft.PeftConfig.from_pretrained(place)
+        base_name = resolve_model(str(config.base_model_name_or_path))
+        kind = _KIND_OF_TASK.get(config.task_type, transformers.AutoModel)
+        labels = {"num_labels": n} if (n := _n_labels(peft.utils.load_peft_weights(place, device="cpu"))) else {}
+        base = kind.from_pretrained(base_name, trust_remote_code=False, **labels)
+        return peft.PeftModel.from_pretrained(base, place).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{place}: must be a PEFT adapter whose base model can be loaded; {error}") from error
 
-            base = kinds[config.task_type].from_pretrained(resolve_model(str(config.base_model_name_or_path)))
-            return peft.PeftModel.from_pretrained(base, place).eval()
-        return AutoPeftModel.from_pretrained(place).eval()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{place}: its base model must be loadable; {error}") from error
+
+def _n_labels(weights: Mapping[str, Tensor]) -> int | None:
+    """Number of classes of the head that was trained with an adapter; its base does not know of it."""
+    return next((len(value) for name, value in weights.items() if name.endswith(_HEADS)), None)
 
 
 def _folder_in_package(package: str) -> Path:

@@ -1,5 +1,6 @@
 """Capture inside transformers' Trainer: when snapshots are taken, of which weights, and what happens when something fails."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from dynprobe.capture.callback import DynprobeCallback, attach
 from dynprobe.capture.default_probe import probe_set_from_trainer
+from dynprobe.capture.recorder import Recorder
 from dynprobe.capture.settings import CaptureSettings
-from dynprobe.errors import CaptureError, ProbeSetError, UsageError
+from dynprobe.errors import CaptureError, IncompatibleRunsError, ProbeSetError, UsageError
 from dynprobe.run import open_run
 
 Make = Callable[..., Trainer]
@@ -184,3 +186,152 @@ def test_outside_a_trainer_a_probe_set_is_needed(make_trainer: Make, tmp_path: P
     callback = DynprobeCallback(tmp_path / "run")
     with pytest.raises(CaptureError, match="`probe_set` must be given"):
         callback.on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps"),
+    [("ends", (0, 12)), ("every:5", (0, 5, 10, 12)), ("at:1,7,99", (0, 1, 7, 12)), ("log:3", (0, 1, 3, 12))],
+)
+def test_step_0_and_the_last_belong_to_every_schedule(
+    schedule: str, steps: tuple[int, ...], make_trainer: Make, tmp_path: Path
+) -> None:
+    ours = DynprobeCallback(tmp_path / "run", settings=CaptureSettings(schedule=schedule, attention="none"))
+    make_trainer(callbacks=[ours]).train()
+    assert open_run(tmp_path / "run").steps == steps
+
+
+def test_optimizer_and_random_states_end_as_without_capture(make_trainer: Make, tmp_path: Path) -> None:
+    def state(callbacks: list[Any]) -> tuple[Any, ...]:
+        trainer = make_trainer(callbacks=callbacks, max_steps=6)
+        trainer.train()
+        moments = [value for state in trainer.optimizer.optimizer.state.values() for value in state.values()]
+        numbers = (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate())
+        return weights_of(trainer.model), [moment.tolist() for moment in moments], numbers
+
+    assert state([DynprobeCallback(tmp_path / "run")]) == state([])
+
+
+def test_data_that_end_early_end_the_run(make_trainer: Make, tmp_path: Path) -> None:
+    """A stream shorter than the planned number of steps: the last step is known only when it is over."""
+    rows = list(make_trainer().train_dataset)[:24]
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Any:
+            return iter(rows)
+
+    class Stop(TrainerCallback):
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = True
+
+    ours = DynprobeCallback(tmp_path / "run", settings=CaptureSettings(schedule="ends"))
+    make_trainer({"train_dataset": Stream()}, callbacks=[ours, Stop()], max_steps=50).train()
+    assert open_run(tmp_path / "run").steps == (0, 3)
+
+
+def test_two_trainers_in_one_process(make_trainer: Make, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        make_trainer(callbacks=[DynprobeCallback(tmp_path / name)], max_steps=2).train()
+    one, two = open_run(tmp_path / "one"), open_run(tmp_path / "two")
+    assert one.steps == two.steps == (0, 1, 2)
+    assert one.probe_set.fingerprint == two.probe_set.fingerprint
+    assert np.array_equal(one[2].outputs().values, two[2].outputs().values)  # type: ignore[union-attr]
+
+
+def poison(callback: DynprobeCallback, step: int) -> None:
+    """Make the snapshot of a step fail as a full disk makes it fail, and count what is tried afterwards."""
+    snapshot = Recorder.snapshot
+
+    class Full(Recorder):
+        def snapshot(self, at: int) -> Path:
+            if at == step:
+                raise OSError(28, "No space left on device")
+            return snapshot(self, at)
+
+    callback.recorder.__class__ = Full  # type: ignore[union-attr]
+
+
+class Breaks(TrainerCallback):
+    """Breaks capture, or the model for the moment of one snapshot, at step 3."""
+
+    def __init__(self, ours: DynprobeCallback, how: str) -> None:
+        self.ours, self.how = ours, how
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        if state.global_step == 0 and self.how == "disk":
+            poison(self.ours, 3)
+        if state.global_step == 2 and self.how == "nan":
+            self.handle = model.classifier.register_forward_hook(
+                lambda module, _, out: out if module.training else out * float("nan")
+            )
+        if state.global_step == 4 and self.how == "nan":
+            self.handle.remove()
+
+
+@pytest.mark.filterwarnings("ignore:.*NaN")
+@pytest.mark.parametrize(("how", "reason"), [("disk", "No space left"), ("nan", "step 3: activations must be finite")])
+def test_a_failing_snapshot_ends_capture_and_not_training(
+    how: str, reason: str, make_trainer: Make, tmp_path: Path
+) -> None:
+    plain = make_trainer()
+    plain.train()
+    ours = DynprobeCallback(tmp_path / "run")
+    trainer = make_trainer(callbacks=[ours, Breaks(ours, how)])
+    with pytest.warns(UserWarning, match=f"capture is switched off, training goes on: .*{reason}") as said:
+        trainer.train()
+    assert sum("switched off" in str(warning.message) for warning in said) == 1, "said once"
+    assert weights_of(trainer.model) == weights_of(plain.model)
+    run = open_run(tmp_path / "run")
+    assert run.steps == (0, 1, 2), "what was there before is safe"
+    assert run[2].hidden_states(1).shape[1] == 32
+    assert reason in run.notes[-1]
+    assert ours.recorder is None
+
+
+def test_a_program_that_makes_errors_of_warnings_still_trains(
+    make_trainer: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import warnings
+
+    ours = DynprobeCallback(tmp_path / "run")
+    trainer = make_trainer({"eval_dataset": None}, callbacks=[ours, Breaks(ours, "disk")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.train()
+    assert trainer.state.global_step == 12
+    assert "training data" in caplog.text
+    assert "switched off" in caplog.text
+
+
+def test_a_training_that_was_interrupted_goes_on_in_the_same_notebook(make_trainer: Make, tmp_path: Path) -> None:
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 9:
+                raise KeyboardInterrupt
+
+    ours, interrupt = DynprobeCallback(tmp_path / "run", settings=CaptureSettings(schedule="every:4")), Interrupt()
+    trainer = make_trainer(callbacks=[ours, interrupt], save_strategy="steps", save_steps=8)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.remove_callback(interrupt)
+    trainer.train(resume_from_checkpoint=True)
+    assert open_run(tmp_path / "run").steps == (0, 4, 8, 12)
+
+
+def test_going_on_says_what_is_not_known_any_more(make_trainer: Make, tmp_path: Path) -> None:
+    """How far weights have moved needs the weights of step 0, which a resumed process has not seen."""
+    options = {"save_strategy": "steps", "save_steps": 8}
+    settings = CaptureSettings(schedule="at:8")
+    make_trainer(callbacks=[DynprobeCallback(tmp_path / "run", settings=settings)], **options).train()
+    (tmp_path / "run" / "snapshots" / "step-00000012.h5").unlink()
+    resumed = make_trainer(callbacks=[DynprobeCallback(tmp_path / "run", settings=settings)], **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-8"))
+    run = open_run(tmp_path / "run")
+    assert run.steps == (0, 8, 12)
+    assert run[8].parameter_changes()
+    assert run[12].parameter_changes() == {}
+    assert any("from step 12 on: this process did not see step 0" in note for note in run.notes)
+    other = DynprobeCallback(tmp_path / "run", settings=CaptureSettings(schedule="at:8", attention=3))
+    with pytest.raises(IncompatibleRunsError, match="must go on with the same model and amounts"):
+        make_trainer(callbacks=[other], **options).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-8")
+        )

@@ -68,8 +68,8 @@ def train(
             noisy = ids[rows].roll(random.randrange(3), dims=1)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
                 loss = model(input_ids=noisy, labels=labels[rows]).loss
-            (loss * float(np.random.rand() + 0.5)).backward()
-            after_step(-step)
+                (loss * float(np.random.rand() + 0.5)).backward()
+                after_step(-step)  # where gradients wait, and where autocast is on
         optimizer.step()
         optimizer.zero_grad()
         after_step(step)
@@ -98,9 +98,7 @@ def test_training_ends_with_the_same_bits(
     plain = train(make(), lambda step: None, autocast=autocast, accumulate=accumulate)
     model = make()
     with Recorder(model, probe_set(), tmp_path / "run") as recorder:
-        captured = train(
-            model, lambda step: recorder.snapshot(100 + step), autocast=autocast, accumulate=accumulate
-        )  # also between micro-batches, where gradients wait
+        captured = train(model, lambda step: recorder.snapshot(100 + step), autocast=autocast, accumulate=accumulate)
     assert captured == plain
     assert len(recorder.steps) == 13
 
@@ -196,6 +194,33 @@ def test_dynamic_rotary_embeddings_keep_their_buffers(tmp_path: Path) -> None:
     assert not any(buffer.is_inference() for buffer in after.values())
 
 
+def dynamic_llama() -> nn.Module:
+    """Its rotary frequencies depend on the longest input seen: 16 positions here, 40 in the probe below."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, max_position_embeddings=16, num_labels=3, pad_token_id=0, attention_dropout=0.1,
+        rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
+    )  # fmt: skip
+    return LlamaForSequenceClassification(config).train()
+
+
+def test_a_probe_longer_than_the_context_changes_no_training(tmp_path: Path) -> None:
+    long = ProbeSet.from_features([{"input_ids": np.arange(5, 45)}, {"input_ids": np.arange(5, 20)}])
+    plain = train(dynamic_llama(), lambda step: None)
+    model = dynamic_llama()
+    with Recorder(model, long, tmp_path / "run") as recorder:
+        assert train(model, lambda step: recorder.snapshot(100 + step)) == plain
+
+
+def test_eager_attention_would_change_the_training() -> None:
+    """So it matters that the implementation is put back."""
+    plain = train(dynamic_llama(), lambda step: None)
+    eager = dynamic_llama()
+    eager.set_attn_implementation("eager")
+    assert train(eager, lambda step: None) != plain
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of dynamo itself
 def test_wrappers_are_looked_through() -> None:
     model = classifier()
@@ -218,3 +243,29 @@ def test_a_compiled_model_is_not_compiled_again(tmp_path: Path) -> None:
         recorder.snapshot(0)
     compiled(**inputs).loss.backward()
     assert dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of dynamo itself
+def test_a_model_compiled_in_place_is_not_compiled_again_and_trains_alike(tmp_path: Path) -> None:
+    import torch._dynamo as dynamo
+
+    recorders: list[Recorder] = []
+
+    def capture(model: nn.Module, step: int) -> None:
+        if not recorders:
+            recorders.append(Recorder(model, probe_set(), tmp_path / "run").__enter__())
+        recorders[0].snapshot(100 + step)
+
+    def trained(after_step: Callable[[nn.Module, int], object]) -> tuple[bytes, int]:
+        dynamo.reset()
+        n_graphs = dynamo.utils.counters["stats"]["unique_graphs"]
+        model = classifier().train()
+        model.compile(backend="eager")
+        end = train(model, lambda step: after_step(model, step))
+        return end, dynamo.utils.counters["stats"]["unique_graphs"] - n_graphs
+
+    plain = trained(lambda model, step: None)
+    assert plain[1] > 0
+    assert trained(capture) == plain
+    recorders[0].close()

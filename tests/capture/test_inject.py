@@ -44,7 +44,7 @@ def test_an_unmodified_script_is_captured_and_ends_as_before(tmp_path: Path) -> 
     import subprocess
 
     assert call(tmp_path, "5") == 5, "the exit code is the script's own"
-    assert open_run(tmp_path / "run").steps == (0, 1, 2, 4, 6) or open_run(tmp_path / "run").steps[-1] == 6
+    assert open_run(tmp_path / "run").steps == (0, 1, 2, 3, 4, 5, 6)
     captured = (tmp_path / "out.sha").read_text()
     subprocess.run([sys.executable, str(tmp_path / "train.py"), str(tmp_path / "out"), "0"], check=True)
     assert (tmp_path / "out.sha").read_text() == captured, "the same bits as without capture"
@@ -88,3 +88,101 @@ def test_signals_reach_the_command_and_its_end_is_reported(tmp_path: Path) -> No
     )
     assert code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("raise SystemExit(3)", 3),
+        ("raise ValueError", 1),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 128 + signal.SIGKILL),
+    ],
+)
+def test_the_exit_code_of_the_command_wins(code: str, expected: int, tmp_path: Path) -> None:
+    options = InjectedOptions(str(tmp_path / "run"))
+    assert run_with_capture([sys.executable, "-c", code], options, tmp_path / "s") == expected
+
+
+def test_a_command_without_a_trainer(tmp_path: Path) -> None:
+    options = InjectedOptions(str(tmp_path / "run"))
+    for command in ([sys.executable, "-c", "import json"], ["true"]):
+        with pytest.raises(NothingCapturedError, match=f"no transformers Trainer was made by `{command[0]}") as error:
+            run_with_capture(command, options, tmp_path / "s")
+        assert error.value.exit_code == 4
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_old_run_is_no_capture(tmp_path: Path, run_a: Path) -> None:
+    """Neither with --resume nor with --force does what was there before count; and nothing of it is lost."""
+    for existing in ("resume", "replace"):
+        with pytest.raises(NothingCapturedError, match="no transformers Trainer was made"):
+            run_with_capture(["true"], InjectedOptions(str(run_a), existing=existing), tmp_path / "s")
+    assert open_run(run_a).steps == (0, 2, 6)
+
+
+def test_reasons(tmp_path: Path) -> None:
+    """What the program's processes reported decides what is said; half a line of a killed one is passed over."""
+    status = tmp_path / "s"
+    options = InjectedOptions(str(tmp_path / "run"))
+    status.write_text(
+        '{"event": "trainer"}\n{"event": "fault", "reason": "no probe"}\n{"event": "tra', encoding="utf-8"
+    )
+    with pytest.raises(NothingCapturedError, match="nothing was captured: no probe"):
+        run_with_capture(["true"], options, status)
+    status.write_text('{"event": "trainer"}\n', encoding="utf-8")
+    with pytest.raises(NothingCapturedError, match="trained nothing new with it"):
+        run_with_capture(["true"], options, status)
+
+
+def test_the_environment_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own modules are found, its arguments and working directory are its own, and no heavy module is loaded for it."""
+    (tmp_path / "own_module.py").write_text("value = 7", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    code = (
+        "import os, sys, own_module\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'h5py', 'dynprobe'} & set(sys.modules)\n"
+        f"ok = own_module.value == 7 and not heavy and os.getcwd() == {str(tmp_path)!r} and sys.argv[1:] == ['--x', 'y z']\n"
+        "sys.exit(5 if ok else 6)"
+    )
+    options = InjectedOptions(str(tmp_path / "run"))
+    assert run_with_capture([sys.executable, "-c", code, "--x", "y z"], options, tmp_path / "s") == 5
+
+
+def test_a_hidden_sitecustomize_that_fails_fails_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python says so and goes on; so does a captured Python."""
+    (tmp_path / "sitecustomize.py").write_text("raise RuntimeError('its own fault')", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    options = InjectedOptions(str(tmp_path / "run"))
+    assert run_with_capture([sys.executable, "-c", "raise SystemExit(5)"], options, tmp_path / "s") == 5
+
+
+@pytest.mark.slow
+def test_a_fault_inside_capture_does_not_change_how_the_program_ends(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file where the run directory should be")
+    assert call(tmp_path, "5") == 5
+    with pytest.raises(NothingCapturedError, match=r"nothing was captured: .*must be a folder; got a file"):
+        call(tmp_path, "0")
+    assert (tmp_path / "out.sha").is_file(), "the program went on to its end"
+
+
+@pytest.mark.slow
+def test_a_program_whose_python_cannot_load_capture_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "h5py.py").write_text("raise ImportError('No module named h5py')", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    with pytest.raises(NothingCapturedError, match=r"nothing was captured: No module named h5py \(.*python"):
+        call(tmp_path, "0")
+
+
+@pytest.mark.slow
+def test_a_program_that_makes_errors_of_warnings(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    strict = "import warnings\nwarnings.simplefilter('error', UserWarning)\n"
+    text = SCRIPT.replace("trainer.train()", f"{strict.replace(chr(10), chr(10) + '    ')}trainer.train()")
+    script.write_text(text.replace(", eval_dataset=data[:20]", ""), encoding="utf-8")
+    command = [sys.executable, str(script), str(tmp_path / "out"), "0"]
+    assert run_with_capture(command, InjectedOptions(str(tmp_path / "run")), tmp_path / "s") == 0
+    run = open_run(tmp_path / "run")
+    assert run.steps[-1] == 6
+    assert any("training data" in note for note in run.notes)

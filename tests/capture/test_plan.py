@@ -1,18 +1,23 @@
 """Schedules, budgets, and the choice of tokens."""
 
+import math
+import tempfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import BertConfig, BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification, BertModel
 
 from dynprobe.capture.architecture import Architecture, Stack
 from dynprobe.capture.plan import make_plan, sample_tokens
+from dynprobe.capture.recorder import Recorder
 from dynprobe.capture.schedule import Schedule
 from dynprobe.capture.settings import CaptureSettings, parse_bytes, settings_from_words, show_bytes
 from dynprobe.errors import UsageError
 from dynprobe.probe_set import ProbeSet
+from dynprobe.storage.reader import FileReader
 
 
 def architecture(*, d_model: int = 64, n_layers: int = 4, n_heads: int = 4) -> Architecture:
@@ -116,3 +121,82 @@ def test_settings_say_what_they_expect(words: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="must be"):
         settings_from_words(**words)
     assert settings_from_words(hidden="12", attention="all") == replace(CaptureSettings(), hidden=12, attention="all")
+
+
+@pytest.mark.parametrize(
+    ("budget", "asked", "words"),
+    [
+        (25_000_000, {}, "attention of 16 examples instead of 64"),
+        (12_000_000, {"attention": "none"}, "snapshots instead of 9"),
+        (3_000_000, {"attention": "none"}, "hidden states of 1024 tokens instead of 8192"),
+        (2_300_000, {"attention": "none"}, "hidden states of one layer in 2 instead of all"),
+        (3_000_000, {"hidden": "none"}, "attention of 4 examples instead of 64"),
+    ],
+)
+def test_each_concession_is_said(budget: int, asked: dict[str, str], words: str) -> None:
+    plan = make_plan(architecture(d_model=16), probe_set(), CaptureSettings(budget=budget, **asked), max_steps=1000)
+    assert any(words in note for note in plan.notes), plan.notes
+
+
+def test_only_what_was_left_to_the_budget_is_reduced() -> None:
+    """Steps that were named and amounts that were given stay, whatever the budget."""
+    asked = CaptureSettings(schedule="every:100", hidden=3000, attention="sample", budget=1_000_000)
+    plan = make_plan(architecture(), probe_set(), asked, max_steps=1000)
+    assert len(plan.steps) == 11
+    assert len(plan.rows["model"]) == 3000
+    assert plan.layers["model"] == (0, 1, 2, 3, 4)
+    assert plan.n_attention_examples == 4
+
+
+def test_without_a_number_of_steps_ten_snapshots_are_assumed() -> None:
+    asked = CaptureSettings(hidden="all", attention="none", budget=1)
+    plan = make_plan(architecture(), probe_set(), asked)
+    assert plan.steps == ()
+    assert show_bytes(10 * plan.bytes_per_snapshot) in plan.notes[-1]
+
+
+def test_a_large_budget_changes_nothing() -> None:
+    asked = CaptureSettings(hidden=10**9, attention=10**9, budget=10**15)
+    plan = make_plan(architecture(), probe_set(30, 8), asked, max_steps=5)
+    assert len(plan.rows["model"]) == 240, "no more than there is"
+    assert plan.n_attention_examples == 30
+    assert plan.notes == ()
+
+
+# Beyond the arrays a file holds its description, HDF5's own bookkeeping and small tables: some 600 bytes for each array.
+BYTES_PER_ARRAY, BYTES_PER_FILE = 600, 8192
+
+
+@given(
+    n=st.integers(1, 40),
+    d_model=st.sampled_from([8, 24]),
+    n_layers=st.integers(1, 4),
+    hidden=st.sampled_from(["sample", "all", "none", 7]),
+    attention=st.sampled_from(["sample", "all", "none", 5]),
+    budget=st.sampled_from([1, 10**6, 10**9]),
+    head=st.sampled_from([BertModel, BertForMaskedLM, BertForTokenClassification, BertForQuestionAnswering]),
+)
+@settings(max_examples=15, deadline=None, derandomize=True)
+def test_a_plan_never_promises_less_than_a_snapshot_takes(
+    n: int, d_model: int, n_layers: int, hidden: str | int, attention: str | int, budget: int, head: type
+) -> None:
+    config = BertConfig(
+        vocab_size=30, hidden_size=d_model, num_hidden_layers=n_layers, num_attention_heads=2, intermediate_size=8,
+        num_labels=9 if head is BertForTokenClassification else 2,
+    )  # fmt: skip
+    rng = np.random.default_rng(n)
+    probe = ProbeSet.from_features([{"input_ids": rng.integers(5, 30, size=rng.integers(1, 30))} for _ in range(n)])
+    asked = CaptureSettings(hidden=hidden, attention=attention, budget=budget)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Recorder(head(config), probe, folder + "/r", settings=asked) as recorder,
+    ):
+        file = recorder.snapshot(0)
+        size = file.stat().st_size
+        with FileReader(file) as reader:
+            n_arrays = len(reader.names)
+            actual = sum(
+                math.prod(reader.shape(name)) * np.dtype(reader.facts(name)["dtype"]).itemsize for name in reader.names
+            )
+    assert actual <= recorder.plan.bytes_per_snapshot + n_arrays * BYTES_PER_ARRAY
+    assert size <= recorder.plan.bytes_per_snapshot + n_arrays * BYTES_PER_ARRAY + BYTES_PER_FILE

@@ -178,3 +178,115 @@ def test_inputs_that_the_model_does_not_take_are_named(tmp_path: Path) -> None:
         pytest.raises(CaptureError, match=r"must fit the model's forward; got inputs \['pixels'\]"),
     ):
         recorder.snapshot(0)
+
+
+def test_all_arrays_that_overflow_cost_one_more_pass(tmp_path: Path) -> None:
+    model, passes = bert(num_hidden_layers=4), []
+    model.embeddings.register_forward_hook(lambda *_: passes.append(1))
+    with torch.no_grad():
+        for layer in model.encoder.layer:
+            layer.output.LayerNorm.weight.fill_(1e6)
+    with Recorder(model, probe_set(), tmp_path / "run") as recorder:
+        recorder.snapshot(0)
+        assert len(passes) == 2
+        recorder.snapshot(1)
+        assert len(passes) == 3, "the run remembers"
+    one = open_run(tmp_path / "run")[1]
+    assert [one.hidden_states(layer).dtype for layer in one.layers()] == [np.float16, *[np.float32] * 4]
+    assert [one.pooled("mean", layer).dtype for layer in one.layers()][1] == np.float32
+    assert one.attentions(1)[0].dtype == np.float16
+
+
+def test_pooled_vectors_are_those_of_the_real_tokens_whatever_the_padding(tmp_path: Path) -> None:
+    class Left:
+        pad_token_id, padding_side, all_special_ids = 0, "left", ()
+
+    rows = [{"input_ids": np.arange(5, 8 + i)} for i in range(5)]
+    model, found = bert(position_embedding_type="absolute"), {}
+    with torch.no_grad():
+        model.embeddings.position_embeddings.weight.zero_()  # so that a token says the same at every position
+    for side, tokenizer in (("left", Left()), ("right", None)):
+        probe = ProbeSet.from_features(rows, tokenizer=tokenizer)
+        assert probe.real["model"][:, 0].all() == (side == "right")
+        with Recorder(model, probe, tmp_path / side) as recorder:
+            recorder.snapshot(0)
+        snapshot = open_run(tmp_path / side)[0]
+        order = np.argsort(probe.real["model"].sum(axis=1))
+        found[side] = [snapshot.pooled(kind, 2)[order].astype(np.float64) for kind in ("first", "mean")]
+    # Values of a LayerNorm are about 1; float16 keeps 11 bits of each, and padding changes the order of float32 sums.
+    np.testing.assert_allclose(found["left"], found["right"], atol=2 * 4 * 2.0**-11)
+
+
+def test_a_run_goes_on_only_with_the_same_amounts(tmp_path: Path) -> None:
+    with Recorder(bert(), probe_set(), tmp_path / "run") as recorder:
+        recorder.snapshot(0)
+    fewer = CaptureSettings(hidden=10)
+    for model, settings in ((bert(), fewer), (bert(num_hidden_layers=3), None), (bert(hidden_size=64), None)):
+        with pytest.raises(
+            IncompatibleRunsError, match=r"must go on with the same model and amounts, \{.*'tokens': .*; got"
+        ):
+            Recorder(model, probe_set(), tmp_path / "run", settings=settings, existing="resume").__enter__()
+    with Recorder(bert(), probe_set(), tmp_path / "run", existing="resume") as recorder:
+        recorder.snapshot(5)
+    assert open_run(tmp_path / "run").steps == (0, 5)
+
+
+def test_distances_after_starting_again_from_step_0(tmp_path: Path) -> None:
+    """Step 0 is on disk already, but the weights it had must be seen again."""
+    model = bert()
+    with Recorder(model, probe_set(), tmp_path / "run") as recorder:
+        recorder.snapshot(0)
+    with Recorder(model, probe_set(), tmp_path / "run", existing="resume") as recorder:
+        recorder.snapshot(0)
+        with torch.no_grad():
+            model.pooler.dense.bias += 1.0
+        recorder.snapshot(1)
+    assert open_run(tmp_path / "run")[1].parameter_changes()["pooler.dense.bias"][0] == pytest.approx(32**0.5)
+    assert open_run(tmp_path / "run").notes == ()
+
+
+def test_too_small_a_disk_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dynprobe.capture import recorder as module
+
+    monkeypatch.setattr(module, "free_bytes", lambda path: 1000)
+    with pytest.raises(CaptureError, match=r"the disk must have .* free for 9 snapshot\(s\); got 1 kB"):
+        Recorder(bert(), probe_set(), tmp_path / "run", max_steps=1000).__enter__()
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    with Recorder(bert(), probe_set(), tmp_path / "run") as recorder:
+        recorder.snapshot(0)
+        with pytest.raises(UsageError, match="must have one writer"):
+            Recorder(bert(), probe_set(), tmp_path / "run", existing="resume").__enter__()
+        recorder.snapshot(1)
+    assert open_run(tmp_path / "run").steps == (0, 1)
+
+
+def test_notes_are_kept_once(tmp_path: Path) -> None:
+    with Recorder(bert(), probe_set(), tmp_path / "run", settings=CaptureSettings(weights=False)) as recorder:
+        recorder.note("Something to know.")
+        recorder.note("Something to know.")
+    assert open_run(tmp_path / "run").notes == (
+        "Distances of the weights from step 0 were not recorded.",
+        "Something to know.",
+    )
+
+
+def test_who_asks_is_told_of_each_snapshot(tmp_path: Path) -> None:
+    told: list[tuple[int, Path]] = []
+    with Recorder(bert(), probe_set(), tmp_path / "run", on_snapshot=lambda *news: told.append(news)) as recorder:
+        paths = [recorder.snapshot(step) for step in (0, 3, 3)]
+    assert told == [(0, paths[0]), (3, paths[1])], "not again for what was there"
+    assert recorder.seconds > 0
+
+
+def test_a_model_in_low_precision(tmp_path: Path) -> None:
+    model = bert().to(torch.bfloat16)
+    with Recorder(model, probe_set(), tmp_path / "run") as recorder:
+        recorder.snapshot(0)
+    run = open_run(tmp_path / "run")
+    assert run.manifest["dtype"] == "bfloat16"
+    for block in run[0].attentions(1):
+        # Rows of bfloat16 numbers, each with a relative error of at most 2^-9.
+        np.testing.assert_allclose(block.sum(-1, dtype=np.float32), 1.0, atol=2.0**-8)
+    assert next(model.parameters()).dtype == torch.bfloat16

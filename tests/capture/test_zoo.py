@@ -151,6 +151,8 @@ def test_decoders(name: str, side: str, tmp_path: Path) -> None:
     assert describe_model(model).stacks[0].causal
     assert run[0].pooled_kinds() == ("last", "mean")
     assert run[0].n_heads() == 4, "query heads, not key-value heads"
+    for block in run[0].attentions(2):
+        assert not np.triu(block, 1).any(), "no token sees what follows it"
     check_likelihood(run, model, probe)
 
 
@@ -171,11 +173,12 @@ def check_likelihood(run: Run, model: nn.Module, probe: ProbeSet) -> None:
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("name", BOTH)
-def test_encoder_decoders(name: str, tmp_path: Path) -> None:
+def test_encoder_decoders(name: str, side: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = tf.AutoModelForSeq2SeqLM.from_config(BOTH[name])
-    probe = ProbeSet.from_features(features(decoder=True), tokenizer=Padding("right"))
+    probe = ProbeSet.from_features(features(decoder=True), tokenizer=Padding(side))
     run = captured(model, probe, tmp_path / "run")
     assert run[0].stacks == ("encoder", "decoder")
     assert (len(run[0].layers("encoder")), len(run[0].layers("decoder"))) == (3, 4)
@@ -191,12 +194,17 @@ def test_images(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).normal(size=(5, 3, 16, 16)).astype(np.float32)
     probe = ProbeSet.from_features([{"pixel_values": image} for image in pixels])
     run = captured(model, probe, tmp_path / "run")
+    model = model.eval()
+    model.set_attn_implementation("eager")
     with torch.no_grad():
         chosen = torch.as_tensor(np.array(probe.inputs["pixel_values"]))
-        expected = model.eval()(chosen, output_hidden_states=True).hidden_states
+        output = model(chosen, output_hidden_states=True, output_attentions=True)
+    expected = output.hidden_states
     assert run[0].hidden_states(1).shape == (5 * 5, 32), "four patches and [CLS], all real"
     np.testing.assert_allclose(run[0].hidden_states(1), expected[1].reshape(-1, 32), rtol=2e-3, atol=2e-3)
-    assert run[0].attentions(1)[0].shape == (4, 5, 5)
+    for example, block in enumerate(run[0].attentions(1)):
+        np.testing.assert_allclose(block, output.attentions[0][example].numpy(), atol=1e-3)
+    assert run.probe_set.real["model"].shape == (5, 5)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers")  # names that peft still uses
@@ -212,10 +220,25 @@ def test_adapters(kind: str, tmp_path: Path) -> None:
         "prefix": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     }[kind]()
     model = peft.get_peft_model(base, config)
+    with torch.no_grad():  # as after some training: a fresh LoRA changes nothing
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
     probe = ProbeSet.from_features(features(), tokenizer=Padding("right"))
     run = captured(model, probe, tmp_path / "run")
     assert len(run[0].hidden_states(2)) == sum(LENGTHS), "virtual tokens are no tokens of the text"
     n_virtual = 0 if kind == "lora" else 3
+    inputs = {name: torch.as_tensor(np.array(value)) for name, value in probe.inputs.items()}
+    base.set_attn_implementation("eager")
+    with torch.no_grad():
+        output = model.eval()(**inputs, output_hidden_states=True, output_attentions=True)
+    rows, n_before = run[0].hidden_rows(), 3 if kind == "prompt" else 0
+    for layer in run[0].layers():
+        expected = output.hidden_states[layer].numpy()[rows[:, 0], rows[:, 1] + n_before]
+        np.testing.assert_allclose(run[0].hidden_states(layer), expected, rtol=2e-3, atol=2e-3)
+    for example, length in enumerate(probe.real["model"].sum(axis=1)):
+        expected = output.attentions[1][example].numpy()[:, n_before : n_before + length, : n_virtual + length]
+        np.testing.assert_allclose(run[0].attentions(2)[example], expected, atol=1e-3)
     for block, length in zip(run[0].attentions(1), probe.real["model"].sum(axis=1), strict=True):
         assert block.shape == (4, length, length + n_virtual)
         np.testing.assert_allclose(block.sum(-1, dtype=np.float32), 1.0, atol=5e-3)

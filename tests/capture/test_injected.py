@@ -1,0 +1,108 @@
+"""The side of capture that runs inside somebody else's program: it may fail, but never the program."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Trainer
+
+from dynprobe.capture import injected
+from dynprobe.capture.callback import DynprobeCallback
+from dynprobe.capture.inject import OPTIONS, STATUS, InjectedOptions
+from dynprobe.capture.injected import InjectedCallback, attach_from_environment, report
+from dynprobe.run import open_run
+
+Make = Callable[..., Trainer]
+
+
+@pytest.fixture(autouse=True)
+def a_new_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No training captured yet, and a file for its news."""
+    monkeypatch.setattr(injected, "_trainings_captured", 0)
+    monkeypatch.setenv(STATUS, str(tmp_path / "status"))
+    return tmp_path / "status"
+
+
+def news(status: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in status.read_text().splitlines()]
+
+
+def options(monkeypatch: pytest.MonkeyPatch, run_dir: Path, **more: Any) -> None:
+    monkeypatch.setenv(OPTIONS, json.dumps(asdict(InjectedOptions(str(run_dir), **more))))
+
+
+def test_a_trainer_is_captured_as_the_environment_says(
+    make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a_new_program: Path
+) -> None:
+    options(monkeypatch, tmp_path / "run", settings={"schedule": "every:5", "attention": 3})
+    trainer = make_trainer()
+    attach_from_environment(trainer)
+    trainer.train()
+    run = open_run(tmp_path / "run")
+    assert run.steps == (0, 5, 10, 12)
+    assert len(run[0].attention_examples()) == 3
+    assert news(a_new_program) == [{"event": "trainer"}]
+
+
+def test_the_probe_set_of_another_run(make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options(monkeypatch, tmp_path / "one")
+    trainer = make_trainer(max_steps=1)
+    attach_from_environment(trainer)
+    trainer.train()
+    options(monkeypatch, tmp_path / "two", probe_run=str(tmp_path / "one"))
+    other = list(trainer.train_dataset)[:9]
+    trainer = make_trainer({"eval_dataset": other}, max_steps=1)
+    attach_from_environment(trainer)
+    trainer.train()
+    one, two = open_run(tmp_path / "one"), open_run(tmp_path / "two-2")
+    assert one.probe_set.fingerprint == two.probe_set.fingerprint
+
+
+def test_several_trainings_make_several_runs(make_trainer: Make, tmp_path: Path) -> None:
+    for _ in range(3):
+        make_trainer(callbacks=[InjectedCallback(tmp_path / "run")], max_steps=1).train()
+    assert [open_run(tmp_path / name).steps for name in ("run", "run-2", "run-3")] == [(0, 1)] * 3
+
+
+def test_one_trainer_that_trains_twice(make_trainer: Make, tmp_path: Path) -> None:
+    trainer = make_trainer(callbacks=[InjectedCallback(tmp_path / "run")], max_steps=1)
+    trainer.train()
+    trainer.train()
+    trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("run*")) == ["run", "run-2", "run-3"]
+
+
+def test_a_fault_at_the_start_is_reported_and_the_program_trains_on(
+    make_trainer: Make, tmp_path: Path, a_new_program: Path
+) -> None:
+    plain = make_trainer(max_steps=3)
+    plain.train()
+    callback = InjectedCallback(tmp_path / "run", settings=None)
+    unusable = make_trainer({"eval_dataset": [{"text": "no tokens"}]}, callbacks=[callback], max_steps=3)
+    with pytest.warns(UserWarning, match="this training is not captured"):
+        unusable.train()
+    assert torch.equal(unusable.model.classifier.weight, plain.model.classifier.weight)
+    assert news(a_new_program)[-1]["event"] == "fault"
+    make_trainer(callbacks=[InjectedCallback(tmp_path / "run")], max_steps=1).train()
+    assert open_run(tmp_path / "run").steps == (0, 1), "the first training that can be captured has the name"
+
+
+def test_the_explicit_callback_does_raise(make_trainer: Make, tmp_path: Path) -> None:
+    """Who asks for capture in so many words must learn before training that there will be none."""
+    trainer = make_trainer({"eval_dataset": []}, callbacks=[DynprobeCallback(tmp_path / "run")])
+    with pytest.raises(Exception, match="must hold at least one example"):
+        trainer.train()
+
+
+def test_news_that_nobody_takes_end_no_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(STATUS, str(tmp_path / "no" / "folder"))
+    report({"event": "trainer"})
+    assert "could not write" in capsys.readouterr().err
+    monkeypatch.delenv(STATUS)
+    report({"event": "trainer"})
