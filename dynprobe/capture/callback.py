@@ -89,6 +89,7 @@ class DynprobeCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Make the run directory and take the snapshot of step 0 (or of the step that training resumes from)."""
+        begun_again = self._begins_again(args)
         self._stop()  # an interrupted training before this one told its callbacks nothing
         if not state.is_world_process_zero:
             return
@@ -103,7 +104,7 @@ class DynprobeCallback(TrainerCallback):
             settings=self.settings,
             max_steps=state.max_steps,
             facts={**_training_facts(args), **self.facts},
-            existing="resume" if state.global_step > 0 else self.existing,
+            existing="resume" if state.global_step > 0 else "replace" if begun_again else self.existing,
             on_snapshot=self.on_snapshot,
         )
         recorder.__enter__()
@@ -159,6 +160,10 @@ class DynprobeCallback(TrainerCallback):
         else:
             self._snapshot(state.global_step)
         self._stop()
+
+    def _begins_again(self, args: TrainingArguments) -> bool:
+        """Whether the Trainer ran out of memory and starts the same training again with a smaller batch."""
+        return self._recorder is not None and bool(args.auto_find_batch_size)
 
     def _last(self, state: TrainerState, control: TrainerControl) -> None:
         if control.should_training_stop:

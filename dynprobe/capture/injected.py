@@ -31,16 +31,17 @@ class InjectedCallback(DynprobeCallback):
     ) -> None:
         """Begin capture in the run directory of this training."""
         global _trainings_captured
-        self.run_dir = self._first_run_dir
-        if _trainings_captured > 0:
-            self.run_dir = self.run_dir.with_name(f"{self.run_dir.name}-{_trainings_captured + 1}")
+        begun_again = self._begins_again(args)
+        if not begun_again:
+            number = f"-{_trainings_captured + 1}" if _trainings_captured else ""
+            self.run_dir = self._first_run_dir.with_name(self._first_run_dir.name + number)
         try:
             super().on_train_begin(args, state, control, **kwargs)
         except Exception as error:  # noqa: BLE001 - whatever it is, the training is worth more
             self._stop()
             report({"event": "fault", "reason": str(error) or repr(error)})
             say(f"this training is not captured: {error}", stacklevel=3)
-        if self.recorder is not None:
+        if self.recorder is not None and not begun_again:
             _trainings_captured += 1
 
 

@@ -188,7 +188,7 @@ class Recorder:
             return path
         if self._start is None and self._measures_weights:
             self.note(
-                f"Distances of the weights from step 0 were not recorded from step {step} on: this process did not see step 0."
+                f"Distances of the weights are not recorded from step {step} on: this process did not see step 0."
             )
         distances = self._start.distances(self._model) if self._start is not None else {}
         with undisturbed(self._model) as model:
@@ -290,9 +290,8 @@ class Recorder:
 
 
 def _versions() -> dict[str, str]:
-    ours = sys.modules["dynprobe"].__version__
     return {
-        "dynprobe": ours,
+        "dynprobe": sys.modules["dynprobe"].__version__,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "transformers": transformers.__version__,

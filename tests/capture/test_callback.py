@@ -10,8 +10,10 @@ import pytest
 import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
+from dynprobe.capture import injected
 from dynprobe.capture.callback import DynprobeCallback, attach
 from dynprobe.capture.default_probe import probe_set_from_trainer
+from dynprobe.capture.injected import InjectedCallback
 from dynprobe.capture.recorder import Recorder
 from dynprobe.capture.settings import CaptureSettings
 from dynprobe.errors import CaptureError, IncompatibleRunsError, ProbeSetError, UsageError
@@ -25,7 +27,9 @@ def weights_of(model: torch.nn.Module) -> bytes:
     return b"".join(value.numpy().tobytes() for value in model.state_dict().values())
 
 
-@pytest.mark.parametrize("options", [{}, {"bf16": True}, {"gradient_accumulation_steps": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"bf16": True}, {"gradient_accumulation_steps": 2, "activation_checkpointing": True}]
+)
 def test_training_ends_with_the_same_bits(options: dict[str, Any], make_trainer: Make, tmp_path: Path) -> None:
     plain = make_trainer(**options)
     plain.train()
@@ -335,3 +339,26 @@ def test_going_on_says_what_is_not_known_any_more(make_trainer: Make, tmp_path: 
         make_trainer(callbacks=[other], **options).train(
             resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-8")
         )
+
+
+@pytest.mark.parametrize("kind", [pytest.param(DynprobeCallback, marks=pytest.mark.slow), InjectedCallback])
+def test_a_training_that_starts_again_with_a_smaller_batch(
+    kind: type[DynprobeCallback], make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(injected, "_trainings_captured", 0)
+
+    class OutOfMemory(TrainerCallback):
+        done = False
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 3 and not self.done:
+                self.done = True
+                raise RuntimeError("CUDA out of memory.")
+
+    ours = kind(tmp_path / "run", settings=CaptureSettings(schedule="at:2,3"))
+    trainer = make_trainer(callbacks=[ours, OutOfMemory()], auto_find_batch_size=True)
+    trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("run*")) == ["run"]
+    run = open_run(tmp_path / "run")
+    assert run.steps == (0, 2, 3, 12)
+    assert run[12].parameter_changes()["classifier.weight"][0] > 0

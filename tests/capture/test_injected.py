@@ -63,17 +63,11 @@ def test_the_probe_set_of_another_run(make_trainer: Make, tmp_path: Path, monkey
 
 
 def test_several_trainings_make_several_runs(make_trainer: Make, tmp_path: Path) -> None:
-    for _ in range(3):
-        make_trainer(callbacks=[InjectedCallback(tmp_path / "run")], max_steps=1).train()
-    assert [open_run(tmp_path / name).steps for name in ("run", "run-2", "run-3")] == [(0, 1)] * 3
-
-
-def test_one_trainer_that_trains_twice(make_trainer: Make, tmp_path: Path) -> None:
     trainer = make_trainer(callbacks=[InjectedCallback(tmp_path / "run")], max_steps=1)
     trainer.train()
     trainer.train()
-    trainer.train()
-    assert sorted(path.name for path in tmp_path.glob("run*")) == ["run", "run-2", "run-3"]
+    make_trainer(callbacks=[InjectedCallback(tmp_path / "run")], max_steps=1).train()
+    assert [open_run(tmp_path / name).steps for name in ("run", "run-2", "run-3")] == [(0, 1)] * 3
 
 
 def test_a_fault_at_the_start_is_reported_and_the_program_trains_on(

@@ -176,7 +176,7 @@ BYTES_PER_ARRAY, BYTES_PER_FILE = 600, 8192
     budget=st.sampled_from([1, 10**6, 10**9]),
     head=st.sampled_from([BertModel, BertForMaskedLM, BertForTokenClassification, BertForQuestionAnswering]),
 )
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 def test_a_plan_never_promises_less_than_a_snapshot_takes(
     n: int, d_model: int, n_layers: int, hidden: str | int, attention: str | int, budget: int, head: type
 ) -> None:
