@@ -56,7 +56,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
             "report",
         }
         | {"experiments", "__init__"},
-        {"click", "rich"},
+        {"click", "rich", "pandas"},
     ),
     "__main__": ({"cli"}, set()),
     "__init__": ({"analysis", "capture", "errors", "probe_set", "report", "result", "run", "tasks"}, set()),

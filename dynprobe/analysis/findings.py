@@ -92,15 +92,28 @@ def _flips(table: pd.DataFrame, names: tuple[str, ...]) -> Iterator[str]:
         yield f"{line[0].upper() + line[1:] if not line.startswith(names) else line}."
 
 
+def _changes(table: pd.DataFrame, metric: str, name: str) -> tuple[pd.DataFrame, str]:
+    """Rows of a run against its start; of two single snapshots, which have no start, those of one against the other."""
+    rows = end_rows(table, metric, "from_start", name)
+    against = "its start"
+    if rows.empty:
+        rows = end_rows(table, metric, "between", name)
+        against = str(rows["run_b"].iloc[0]) if len(rows) else against
+    return rows[rows["layer"].notna()], against
+
+
+def _at(row: pd.Series) -> str:
+    return f", step {row['step_a']}" if row["comparison"] == "from_start" else ""
+
+
 def _attention(table: pd.DataFrame, name: str) -> Iterator[str]:
-    rows = end_rows(table, "attention_js_divergence", "from_start", name)
-    rows = rows[rows["layer"].notna()]
+    rows, against = _changes(table, "attention_js_divergence", name)
     for stack, own in rows.groupby("stack", sort=False):
         plain = own[own["position"].isna()]
         if len(plain) < 2:
             continue
         top, least = plain.iloc[int(plain["value"].argmax())], plain.iloc[int(plain["value"].argmin())]
-        where = f"{name}, step {top['step_a']} against its start{_of(stack)}"
+        where = f"{name}{_at(top)} against {against}{_of(stack)}"
         level_with = sorted({top["layer"], *plain[plain["high"] >= top["low"]]["layer"]})
         most = f"up to {with_interval(top)} nats of JS divergence, in layer {top['layer']}"
         if least["layer"] in level_with:
@@ -114,22 +127,24 @@ def _attention(table: pd.DataFrame, name: str) -> Iterator[str]:
 
 
 def _hidden_states(table: pd.DataFrame, name: str) -> Iterator[str]:
-    rows = end_rows(table, "svcca_similarity", "from_start", name)
+    rows, against = _changes(table, "svcca_similarity", name)
     for stack, own in rows.groupby("stack", sort=False):
         if len(own) < 2:
             continue
         low, high = own.iloc[int(own["value"].argmin())], own.iloc[int(own["value"].argmax())]
         chance = "" if pd.isna(low["chance"]) else f", where unrelated states would give {number(low['chance'])}"
-        where = f"{name}, step {low['step_a']} against its start{_of(stack)}"
+        where = f"{name}{_at(low)} against {against}{_of(stack)}"
         if not _clearly_above(high, low, 1):
             yield (
                 f"{where}: hidden states changed in no layer clearly more than in another (SVCCA {with_interval(low)} to "
                 f"{with_interval(high)}{chance})."
             )
             continue
+        level_with = sorted({low["layer"], *own[own["low"] <= low["high"]]["layer"]})
+        word = "most in" if len(level_with) == 1 else "most, and about as much, in"
         yield (
-            f"{where}: hidden states changed most in layer {low['layer']} (SVCCA {with_interval(low)}{chance}) and least in "
-            f"layer {high['layer']} ({with_interval(high)})."
+            f"{where}: hidden states changed {word} {layer_of(level_with)} (down to SVCCA {with_interval(low)}{chance}, in "
+            f"layer {low['layer']}) and least in layer {high['layer']} ({with_interval(high)})."
         )
 
 
@@ -201,7 +216,13 @@ def _probe(table: pd.DataFrame, name: str) -> Iterator[str]:
             continue
         was = f"; at its start this layer gave {with_interval(before.iloc[0])}" if len(before) else ""
         changed = "" if before.empty or before.iloc[0]["step_a"] == best["step_a"] else was
-        yield f"{name}{_of(stack)}: a linear probe reads the label best in layer {best['layer']} ({words}){changed}."
+        level_with = sorted({best["layer"], *own[own["high"] >= best["low"]]["layer"]})
+        word = "best in" if len(level_with) == 1 else "best, and about as well, in"
+        what = {"first": "[CLS]", "last": "the last token"}.get(str(best["position"]), "the mean vector")
+        yield (
+            f"{name}{_of(stack)}: a linear probe on {what} reads the label {word} {layer_of(level_with)} (up to {words}, in "
+            f"layer {best['layer']}){changed}."
+        )
 
 
 def _unmeasured(table: pd.DataFrame) -> Iterator[str]:

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 )
 @click.option("--specials/--no-specials", default=False, help="Count special tokens such as [CLS] and [SEP].  [no]")
 @click.option(
-    "--fail-on", multiple=True, metavar="METRIC>VALUE", help="Exit with 1 when a value between the ends exceeds it."
+    "--fail-on",
+    multiple=True,
+    metavar="METRIC>VALUE",
+    help="Exit with 1 when the runs differ by more at the end; also METRIC<VALUE.",
 )
 @click.option("--force", is_flag=True, help="Replace output files that exist.")
 def compare(  # noqa: PLR0913 - one per option
@@ -50,19 +53,29 @@ def compare(  # noqa: PLR0913 - one per option
     FILE of --texts: one text per line, or CSV / JSONL / Parquet with text columns.
     A model is a folder, package:NAME for weights in an installed package, or a name on the model hub.
     """
+    from dynprobe.analysis.catalog import METRICS
     from dynprobe.cli.thresholds import Threshold, exceeded
+    from dynprobe.errors import UsageError
     from dynprobe.report import terminal_tables, write_json, write_report
     from dynprobe.report.writing import check_target
+    from dynprobe.storage.directory import is_run
 
     thresholds = [Threshold.parse(text) for text in fail_on]
+    unknown = [threshold.metric for threshold in thresholds if threshold.metric not in METRICS]
+    if unknown:
+        raise UsageError(f"--fail-on must name one of {', '.join(METRICS)}; got {', '.join(unknown)}")
+    if output is not None and json_file is not None and output.absolute() == json_file.absolute():
+        raise UsageError(f"-o and --json must be two files; got {output} for both")
+    if keep is not None and (texts is None or is_run(keep)):
+        raise UsageError(f"--keep must be a folder for the runs made by --texts, and no run itself; got {keep}")
     for path in (output, json_file):
         if path is not None:
             check_target(path, force=force)
     result = _compared(a, b, texts=texts, keep=keep, specials=specials)
-    for table in terminal_tables(result):
-        show_table(table.title, table.columns, table.rows)
     for sentence in result.findings:
         say(f"• {sentence}")
+    for table in terminal_tables(result):
+        show_table(table.title, table.columns, table.rows)
     for note in result.notes:
         say(f"Note: {note}")
     if output is not None:

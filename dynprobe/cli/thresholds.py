@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
 from dynprobe.errors import UsageError
 from dynprobe.result import Result
 
@@ -35,14 +37,16 @@ class Threshold:
 
 
 def exceeded(result: Result, thresholds: Sequence[Threshold]) -> list[str]:
-    """One sentence for each threshold that the two runs, at the end of training, do not keep.
+    """One sentence for each threshold that the two runs, at the last step both have, do not keep.
+
+    Per layer the worst layer counts, averaged over heads. A value that could not be measured there keeps no threshold.
 
     Raises
     ------
     UsageError
         For a metric that the result does not hold between the runs.
     """
-    between = result.table[(result.table["comparison"] == "between") & (result.table["status"] == "measured")]
+    between = result.table[(result.table["comparison"] == "between") & result.table["head"].isna()]
     sentences = []
     for threshold in thresholds:
         rows = between[between["metric"] == threshold.metric]
@@ -51,10 +55,17 @@ def exceeded(result: Result, thresholds: Sequence[Threshold]) -> list[str]:
             raise UsageError(
                 f"--fail-on must name a metric measured between the runs: {known}; got {threshold.metric!r}"
             )
-        last = rows[rows["step_a"] == rows["step_a"].max()]["value"]
-        worst = float(last.max() if threshold.sign == ">" else last.min())
-        if worst > threshold.limit if threshold.sign == ">" else worst < threshold.limit:
-            sentences.append(f"threshold exceeded: {threshold.metric} is {worst:.4g}, not {_side(threshold)}")
+        last = rows[rows["step_a"] == rows["step_a"].max()]
+        measured = last[last["status"] == "measured"]
+        if measured.empty:
+            reason = f"{last['status'].iloc[0]} at the last step"
+            sentences.append(f"threshold cannot be checked: {threshold.metric} is {reason}")
+            continue
+        worst = measured.loc[measured["value"].idxmax() if threshold.sign == ">" else measured["value"].idxmin()]
+        value = float(worst["value"])
+        if value > threshold.limit if threshold.sign == ">" else value < threshold.limit:
+            place = "" if pd.isna(worst["layer"]) else f" in layer {worst['layer']}"
+            sentences.append(f"threshold exceeded: {threshold.metric} is {value:.4g}{place}, not {_side(threshold)}")
     return sentences
 
 

@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from dynprobe.capture.callback import DynprobeCallback
 from dynprobe.capture.models import resolve_model
 from dynprobe.capture.settings import CaptureSettings
+from dynprobe.errors import UsageError
 from dynprobe.tasks import Task, encode
 
 
@@ -84,8 +85,11 @@ def train_with_capture(
     """
     set_seed(recipe.seed)
     place = resolve_model(recipe.model)
-    tokenizer = AutoTokenizer.from_pretrained(place)
-    model = _classifier(place, task)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        model = _classifier(place, task)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{recipe.model}: must be a model that transformers can load; {error}") from error
     training, validation = (encode(task.splits[name], tokenizer, max_length=recipe.max_length) for name in _SPLITS)
     facts = {"task": task.name, **asdict(recipe)}
     callbacks: list[TrainerCallback] = [

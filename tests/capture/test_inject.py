@@ -186,3 +186,30 @@ def test_a_program_that_makes_errors_of_warnings(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run")
     assert run.steps[-1] == 6
     assert any("training data" in note for note in run.notes)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_capture_and_not_training(tmp_path: Path) -> None:
+    """The system itself refuses larger files from step 2 on; HDF5 must not take the process with it."""
+    limited = (
+        "import resource\nfrom transformers import TrainerCallback\n"
+        "class Limit(TrainerCallback):\n"
+        "    def on_step_begin(self, args, state, control, **kwargs):\n"
+        "        if state.global_step == 2:\n"
+        "            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "trainer.add_callback(Limit())\n"
+        'if "untrained"'
+    )
+    script = tmp_path / "train.py"
+    command = [sys.executable, str(script), str(tmp_path / "out"), "0"]
+    script.write_text(SCRIPT.replace('if "untrained"', limited), encoding="utf-8")
+    assert run_with_capture(command, InjectedOptions(str(tmp_path / "run")), tmp_path / "s") == 0
+    captured = (tmp_path / "out.sha").read_text()
+    run = open_run(tmp_path / "run")
+    assert run.steps == (0, 1, 2)
+    assert run[2].n_bytes > 50_000, "the limit is below the size of a snapshot"
+    assert "switched off by a fault" in run.notes[-1]
+    assert not list((tmp_path / "run" / "snapshots").glob("*.tmp"))
+    script.write_text(SCRIPT, encoding="utf-8")
+    assert call(tmp_path, "0", run="whole") == 0
+    assert (tmp_path / "out.sha").read_text() == captured

@@ -101,6 +101,19 @@ def test_compare_exits_with_1_when_a_threshold_is_exceeded(
     assert call("compare", run_a, run_b, "--fail-on", "attention_js_divergence>10")[0] == 0
 
 
+def test_options_that_cannot_hold_together_are_refused_first(
+    call: Callable[..., tuple[int, str, str]], run_a: Path, run_b: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    code, _, errors = call("compare", run_a, run_b, "-o", page, "--json", page)
+    assert (code, page.exists()) == (2, False)
+    assert "must be two files" in errors
+    code, _, errors = call("compare", run_a, run_b, "-o", page, "--fail-on", "flipp>0.1")
+    assert (code, page.exists()) == (2, False)
+    assert "--fail-on must name one of" in errors
+    assert call("compare", run_a, run_b, "--keep", tmp_path / "kept")[0] == 2
+
+
 @pytest.mark.parametrize("text", ["flips", "flips=3", "flips>many", ">3"])
 def test_a_threshold_says_what_it_expects(text: str) -> None:
     with pytest.raises(UsageError, match="must be METRIC>VALUE"):
