@@ -98,8 +98,8 @@ def svcca_grid(
     Returns
     -------
     SvccaGrid
-        The values of :func:`~dynprobe.metrics.svcca_similarity` for each pair: to about 3e-7 for float32 input, whose products are
-        made in float32, and to 1e-10 for float64 input (with ``"polar"`` to 1e-6).
+        The values of :func:`~dynprobe.metrics.svcca_similarity` for each pair: to about 3e-7 for float32 input, whose
+        products are made in float32, and to 1e-10 for float64 input (with ``"polar"`` to 1e-6).
 
     Raises
     ------
