@@ -11,8 +11,8 @@ from dynprobe.analysis.catalog import ATTENTION, describe
 from dynprobe.analysis.matching import head_mismatch, layer_mismatch, shared_stacks
 from dynprobe.analysis.moments import Pair, last_pairs
 from dynprobe.analysis.progress import Progress, Tick
-from dynprobe.analysis.workers import in_parallel
 from dynprobe.metrics import bootstrap_interval, js_divergence
+from dynprobe.metrics.workers import in_parallel
 from dynprobe.result import Result, tidy
 
 METRIC = "attention_js_divergence"

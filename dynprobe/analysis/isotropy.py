@@ -10,7 +10,6 @@ from scipy.special import entr
 from dynprobe.analysis.catalog import ISOTROPY, METRICS, describe
 from dynprobe.analysis.moments import Moment, ends_of
 from dynprobe.analysis.progress import Progress, Tick
-from dynprobe.analysis.workers import in_parallel
 from dynprobe.metrics import (
     dimension_correlation,
     dimension_std,
@@ -20,6 +19,7 @@ from dynprobe.metrics import (
     mean_cosine,
     participation_ratio,
 )
+from dynprobe.metrics.workers import in_parallel
 from dynprobe.result import Result, tidy
 
 N_GROUPS = 5

@@ -6,8 +6,8 @@ import numpy as np
 
 from dynprobe.analysis.moments import Moment, Pair, last_pairs
 from dynprobe.analysis.representations import Representations
-from dynprobe.analysis.workers import in_parallel
 from dynprobe.metrics import Subspace, subspace_correlations
+from dynprobe.metrics.workers import in_parallel
 
 
 def corner_pairs(pairs: Sequence[Pair]) -> list[Pair]:

@@ -8,8 +8,8 @@ import numpy as np
 from dynprobe.analysis.catalog import PROBING, describe
 from dynprobe.analysis.moments import Moment, ends_of
 from dynprobe.analysis.progress import Progress, Tick
-from dynprobe.analysis.workers import in_parallel
 from dynprobe.metrics import fit_linear_probe, wilson_interval
+from dynprobe.metrics.workers import in_parallel
 from dynprobe.probe_set import ProbeSet
 from dynprobe.result import Result, tidy
 

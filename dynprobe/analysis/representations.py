@@ -9,8 +9,8 @@ import torch
 
 from dynprobe.analysis.cka_sides import CkaSide
 from dynprobe.analysis.moments import Moment
-from dynprobe.analysis.workers import n_workers
 from dynprobe.metrics import Subspace, principal_subspace
+from dynprobe.metrics.workers import n_workers
 
 MAX_BYTES = 2**30
 MIN_TOKENS = 4096

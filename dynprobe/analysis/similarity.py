@@ -13,13 +13,13 @@ from dynprobe.analysis.matching import layer_mismatch, shared_stacks
 from dynprobe.analysis.moments import Moment, Pair, last_pairs, moments_in
 from dynprobe.analysis.progress import Progress, Tick
 from dynprobe.analysis.representations import Representations
-from dynprobe.analysis.workers import in_parallel
 from dynprobe.metrics import (
     jackknife_interval,
     subspace_correlations,
     svcca_chance_level,
     svcca_leave_group_out,
 )
+from dynprobe.metrics.workers import in_parallel
 from dynprobe.result import Result, tidy
 
 SVCCA, CKA = SIMILARITY

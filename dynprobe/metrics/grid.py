@@ -5,8 +5,6 @@ second moments of each, the second projects each block on the kept directions of
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol, TypeVar
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dynprobe.metrics.subspace import GRAM_UP_TO, check_share, count_kept
+from dynprobe.metrics.workers import in_parallel
 
 SOLVERS = ("auto", "svd", "eigh", "polar")
 BLOCK_ROWS = 2048
@@ -130,7 +129,7 @@ def svcca_grid(
     place = torch.device(device) if device is not None else _device_of(everything[0])
     solver = ("eigh" if place.type == "cpu" else "polar") if solver == "auto" else solver
     moments = [_second_moments(rows, n, block_rows, place) for rows in everything]
-    sides = list(_in_threads(lambda m: _factor(*m, variance=variance, n=n), moments, place))
+    sides = list(_each(lambda m: _factor(*m, variance=variance, n=n), moments, place))
     left, right = sides[: len(x)], sides[len(x) :] or sides
     right_rows = everything[len(x) :] or everything
     cross = _cross_products(everything[: len(x)], right_rows, left, right, n=n, block_rows=block_rows, place=place)
@@ -278,7 +277,7 @@ def _summarise(
 ) -> SvccaGrid:
     k_x, k_y = ([side.whitening.shape[1] for side in sides] for sides in (left, right))
     parts = [part for rows in cross.split(k_x, dim=0) for part in rows.split(k_y, dim=1)]
-    means = list(_in_threads(lambda part: mean_correlation_of(part, solver=solver), parts, place))
+    means = list(_each(lambda part: mean_correlation_of(part, solver=solver), parts, place))
     squares = [part.square().sum(dtype=torch.float64) / min(part.shape) for part in parts]
     shape = (len(left), len(right))
     return SvccaGrid(
@@ -290,21 +289,6 @@ def _summarise(
     )
 
 
-def _in_threads(function: Callable[[Item], Answer], items: Sequence[Item], place: torch.device) -> Iterator[Answer]:
-    """Small decompositions gain little from several threads each: on a CPU, one thread for each of several at once."""
-    workers = torch.get_num_threads()
-    if place.type != "cpu" or workers == 1 or len(items) < 2:
-        yield from map(function, items)
-        return
-    with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(function, items)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _each(function: Callable[[Item], Answer], items: Sequence[Item], place: torch.device) -> Iterator[Answer]:
+    """Small decompositions: on a CPU several at once, elsewhere one after the other."""
+    return in_parallel(function, items) if place.type == "cpu" else map(function, items)
