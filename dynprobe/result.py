@@ -24,7 +24,10 @@ STATUSES = (
 )
 COMPARISONS = ("within", "from_start", "consecutive", "between")
 
-# One row per measured value. `run_b`/`step_b` are empty for a value of one snapshot alone ("within").
+# One row per measured value. `run_b`/`step_b` are empty for a value of one snapshot alone ("within"). `low`/`high` cover the
+# expected value at the same n, `bias` estimates how far that is above the value of the whole population; `chance` is what
+# unrelated content gives, `reference` what ideal data of the same size give (isotropic data, for isotropy); `resolution` is
+# the relative spacing of the stored numbers that the value was computed from.
 COLUMN_TYPES = {
     "metric": "string",
     "comparison": "string",
@@ -42,6 +45,9 @@ COLUMN_TYPES = {
     "low": "float64",
     "high": "float64",
     "chance": "float64",
+    "bias": "float64",
+    "reference": "float64",
+    "resolution": "float64",
     "n": "Int64",
     "n_kept": "Int64",
     "status": "string",
