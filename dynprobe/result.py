@@ -27,7 +27,8 @@ COMPARISONS = ("within", "from_start", "consecutive", "between")
 # One row per measured value. `run_b`/`step_b` are empty for a value of one snapshot alone ("within"). `low`/`high` cover the
 # expected value at the same n, `bias` estimates how far that is above the value of the whole population; `chance` is what
 # unrelated content gives, `reference` what ideal data of the same size give (isotropic data, for isotropy); `resolution` is
-# the relative spacing of the stored numbers that the value was computed from.
+# the relative spacing of the stored numbers that the value was computed from. `n_kept` directions are held over steps and
+# runs; `free_value` is what `free_n_kept` directions give, chosen anew for each snapshot.
 COLUMN_TYPES = {
     "metric": "string",
     "comparison": "string",
@@ -50,6 +51,8 @@ COLUMN_TYPES = {
     "resolution": "float64",
     "n": "Int64",
     "n_kept": "Int64",
+    "free_value": "float64",
+    "free_n_kept": "Int64",
     "status": "string",
     "reason": "string",
 }

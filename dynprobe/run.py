@@ -75,6 +75,11 @@ class Ragged(Sequence[np.ndarray]):
         """(n_examples, 2) number of query and of key positions of each example."""
         return self._lengths
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the stored numbers: float16, or float32 where that was asked for or needed."""
+        return np.dtype(self._file.facts(self._name)["dtype"])
+
     def __len__(self) -> int:
         return len(self._lengths)
 
@@ -162,9 +167,15 @@ class Snapshot(AbstractContextManager["Snapshot"]):
         """Layers with pooled vectors of a kind."""
         return self._numbers(f"{PROBE}/{stack}/pooled/{kind}/")
 
-    def hidden_states(self, layer: int, stack: str = "model") -> np.ndarray:
-        """(n_rows, d_model) hidden states of the sampled real tokens; row i is token :meth:`hidden_rows` [i]."""
-        return self._read(f"{PROBE}/{stack}/hidden_states/{layer}")
+    def hidden_states(self, layer: int, stack: str = "model", *, rows: slice = slice(None)) -> np.ndarray:
+        """(n_rows, d_model) hidden states of the sampled real tokens, or some rows; row i is token :meth:`hidden_rows` [i]."""
+        return self._read(f"{PROBE}/{stack}/hidden_states/{layer}", rows)
+
+    def d_model(self, layer: int, stack: str = "model") -> int:
+        """Width of the hidden states of a layer."""
+        name = f"{PROBE}/{stack}/hidden_states/{layer}"
+        self._require(name)
+        return int(self._file.shape(name)[1])
 
     def hidden_rows(self, stack: str = "model") -> np.ndarray:
         """(n_rows, 2) example and position of each row of the hidden states."""
@@ -221,7 +232,8 @@ class Snapshot(AbstractContextManager["Snapshot"]):
         Parameters
         ----------
         quantity
-            ``"hidden_states"``, ``"self_attention"`` or ``"cross_attention"``.
+            ``"hidden_states"``, ``"self_attention"``, ``"cross_attention"``, or ``"pooled/"`` and a kind of
+            :meth:`pooled_kinds`, such as ``"pooled/first"``.
         layer, stack
             Which layer of which stack.
         """
@@ -233,9 +245,9 @@ class Snapshot(AbstractContextManager["Snapshot"]):
         tails = (name[len(prefix) :] for name in self._file.names if name.startswith(prefix))
         return tuple(sorted(int(tail) for tail in tails if tail.isdecimal()))
 
-    def _read(self, name: str) -> np.ndarray:
+    def _read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         self._require(name)
-        return self._file.read(name)
+        return self._file.read(name, rows)
 
     def _require(self, name: str) -> None:
         if name not in self._file:

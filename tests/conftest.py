@@ -9,6 +9,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 
 from dynprobe.capture.recorder import Recorder
+from dynprobe.capture.settings import CaptureSettings
 from dynprobe.probe_set import ProbeSet
 
 
@@ -57,10 +58,18 @@ def train_a_little(model: torch.nn.Module, probe: ProbeSet, n_steps: int, seed: 
 def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Make a run directory of a tiny classifier; `seed` decides its training, `probe` its probe set."""
 
-    def make(name: str, *, seed: int = 0, steps: tuple[int, ...] = (0, 2, 6), probe: ProbeSet | None = None) -> Path:
+    def make(
+        name: str,
+        *,
+        seed: int = 0,
+        steps: tuple[int, ...] = (0, 2, 6),
+        probe: ProbeSet | None = None,
+        settings: CaptureSettings | None = None,
+    ) -> Path:
         path = tmp_path_factory.mktemp("runs") / name
         model, probe = tiny_classifier(), probe or tiny_probe_set()
-        with Recorder(model, probe, path, max_steps=steps[-1], facts={"seed": seed}) as recorder:
+        options = {"max_steps": steps[-1], "facts": {"seed": seed}, "settings": settings}
+        with Recorder(model, probe, path, **options) as recorder:
             done = 0
             for step in steps:
                 train_a_little(model, probe, step - done, seed)

@@ -8,6 +8,7 @@ import numpy as np
 
 from dynprobe.analysis.attention_rows import MIN_MASS, LayerReader
 from dynprobe.analysis.catalog import ATTENTION, describe
+from dynprobe.analysis.causality import is_causal
 from dynprobe.analysis.matching import head_mismatch, layer_mismatch, shared_stacks
 from dynprobe.analysis.moments import Pair, last_pairs
 from dynprobe.analysis.progress import Progress, Tick
@@ -52,11 +53,15 @@ def attention_js(
     Result
         Rows of ``attention_js_divergence`` per stack, layer and head; cross-attention has ``position`` "cross". ``n`` is the
         number of examples. Status "below-resolution" where rounding to the stored type can cause the value, "incompatible"
-        where layers or heads cannot be matched one to one, "not-captured" where a snapshot has no attention.
+        where layers or heads cannot be matched one to one, "not-captured" where a snapshot has no attention. ``resolution``
+        is the coarser spacing of the stored numbers of both snapshots.
 
     Notes
     -----
     Rows are divided by their sum in float64. After dropping special tokens, queries with less than 1e-6 left are skipped.
+    In causal stacks, a query with one key to attend to (the first token, which attends to itself) is constant by construction
+    and left out; virtual tokens of prefix tuning are keys before it, so that it stays. Where only one of two runs is causal,
+    nothing is left out.
 
     References
     ----------
@@ -69,6 +74,7 @@ def attention_js(
     rows: list[dict[str, Any]] = []
     skipped: list[int] = []
     jobs = _jobs(pairs)
+    causal = _causal(jobs)
     tick = Tick(progress, len(jobs), "attention")
 
     def of_layer(job: tuple[str, str, int, list[Pair]]) -> tuple[list[dict[str, Any]], int]:
@@ -78,9 +84,10 @@ def attention_js(
         read = LayerReader(stack, kind, layer, specials=specials)
         for pair in matched:
             n_heads = pair.a.snapshot.n_heads(stack, kind)
-            movement = _movement(read, pair, stack, n_heads)
+            movement = _movement(read, pair, n_heads, causal=kind == "self" and (pair, stack) in causal)
             n_skipped += movement.n_skipped
             where = {**pair.columns(), "stack": stack, "layer": layer, "position": _position(kind)}
+            where["resolution"] = _resolution(pair, stack, kind, layer)
             found += _value_rows(movement, where, level=level, seed=seed)
         return found, n_skipped
 
@@ -89,7 +96,7 @@ def attention_js(
         skipped.append(n_skipped)
         tick()
     rows += list(_missing(pairs))
-    notes = _notes(specials=specials, n_skipped=sum(skipped)) if jobs else ()
+    notes = _notes(specials=specials, n_skipped=sum(skipped), causal=bool(causal)) if jobs else ()
     return Result("Attention", tidy(rows), describe(ATTENTION), notes=notes)
 
 
@@ -103,6 +110,18 @@ def _jobs(pairs: Sequence[Pair]) -> list[tuple[str, str, int, list[Pair]]]:
                 for layer in sorted(layers & set(pair.b.snapshot.attention_layers(stack, kind))):
                     found.setdefault((stack, kind, layer), []).append(pair)
     return [(*key, matched) for key, matched in found.items()]
+
+
+def _causal(jobs: Iterable[tuple[str, str, int, list[Pair]]]) -> set[tuple[Pair, str]]:
+    """Pairs and stacks of which both snapshots look backwards only."""
+    asked = dict.fromkeys((pair, stack) for stack, kind, _, matched in jobs if kind == "self" for pair in matched)
+    moments = dict.fromkeys((moment, stack) for pair, stack in asked for moment in (pair.a, pair.b))
+    backwards = {(moment, stack) for moment, stack in moments if is_causal(moment, stack)}
+    return {(pair, stack) for pair, stack in asked if {(pair.a, stack), (pair.b, stack)} <= backwards}
+
+
+def _resolution(pair: Pair, stack: str, kind: str, layer: int) -> float:
+    return max(m.snapshot.resolution(f"{kind}_attention", layer, stack) for m in (pair.a, pair.b))
 
 
 def _kinds(pair: Pair) -> Iterable[tuple[str, str]]:
@@ -164,13 +183,13 @@ class Movement:
     n_skipped: int
 
 
-def _movement(read: LayerReader, pair: Pair, stack: str, n_heads: int) -> Movement:
-    stored = [moment.snapshot.attention_examples(stack) for moment in (pair.a, pair.b)]
+def _movement(read: LayerReader, pair: Pair, n_heads: int, *, causal: bool) -> Movement:
+    stored = [moment.snapshot.attention_examples(read.stack) for moment in (pair.a, pair.b)]
     examples = tuple(int(example) for example in np.intersect1d(stored[0], stored[1]))
     values = np.full((len(examples), n_heads), np.nan)
     floors = np.full((len(examples), n_heads), np.nan)
     n_skipped = 0
-    for a, b in zip(read(pair.a, examples), read(pair.b, examples), strict=True):
+    for a, b in zip(read(pair.a, examples, causal=causal), read(pair.b, examples, causal=causal), strict=True):
         known = a.known & b.known
         n_skipped += int((~known).sum())
         divergence = np.asarray(js_divergence(a.probabilities, b.probabilities))
@@ -208,13 +227,18 @@ def _value_rows(movement: Movement, where: Mapping[str, Any], *, level: float, s
         yield row
 
 
-def _notes(*, specials: bool, n_skipped: int) -> tuple[str, ...]:
+def _notes(*, specials: bool, n_skipped: int, causal: bool) -> tuple[str, ...]:
     if specials:
         notes: tuple[str, ...] = ("Attention is compared over all real tokens, special tokens included.",)
     else:
         notes = (
             "Attention is compared without special tokens: they are dropped as queries and as keys, and each row is "
             "divided by what is left of it.",
+        )
+    if causal:
+        notes += (
+            "In causal attention a token with only itself to attend to, such as the first, is left out: its attention is "
+            "the same in any model.",
         )
     if n_skipped:
         notes += (

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from dynprobe.analysis.causality import informative
 from dynprobe.analysis.moments import Moment
 from dynprobe.run import Ragged
 
@@ -52,25 +53,28 @@ class LayerReader:
     """
 
     def __init__(self, stack: str, kind: str, layer: int, *, specials: bool) -> None:
-        self._stack, self._kind, self._layer, self._specials = stack, kind, layer, specials
+        self.stack, self._kind, self._layer, self._specials = stack, kind, layer, specials
         self._remembered = lru_cache(maxsize=_REMEMBERED)(self._read)
 
-    def __call__(self, moment: Moment, examples: tuple[int, ...]) -> list[Bundle]:
+    def __call__(self, moment: Moment, examples: tuple[int, ...], *, causal: bool) -> list[Bundle]:
         """Attention rows of some probe examples, grouped by number of keys so that few large calls do the work.
 
-        Examples of which no query or no key is kept are left out.
+        Where `causal`, queries with one key to attend to are left out. Examples of which no query or no key is left are
+        left out as well.
         """
-        return self._remembered(moment, examples)
+        return self._remembered(moment, examples, causal=causal)
 
-    def _read(self, moment: Moment, examples: tuple[int, ...]) -> list[Bundle]:
-        attention = moment.snapshot.attentions(self._layer, self._stack, self._kind)
-        stored = {int(example): row for row, example in enumerate(moment.snapshot.attention_examples(self._stack))}
+    def _read(self, moment: Moment, examples: tuple[int, ...], *, causal: bool) -> list[Bundle]:
+        attention = moment.snapshot.attentions(self._layer, self.stack, self._kind)
+        stored = {int(example): row for row, example in enumerate(moment.snapshot.attention_examples(self.stack))}
         groups: dict[int, list[_Block]] = {}
         for owner, example in enumerate(examples):
             row = stored[example]
             n_query, n_key = (int(length) for length in attention.lengths[row])
-            queries = self._kept(moment, self._stack, example, n_query)
-            keys = self._kept(moment, "encoder" if self._kind == "cross" else self._stack, example, n_key)
+            queries = self._kept(moment, self.stack, example, n_query)
+            keys = self._kept(moment, "encoder" if self._kind == "cross" else self.stack, example, n_key)
+            if causal:
+                queries = informative(queries, keys, n_virtual=n_key - n_query)
             if queries.size and keys.size:
                 groups.setdefault(len(keys), []).append(_Block(owner, row, queries, keys))
         return [_bundle(attention, blocks) for blocks in groups.values()]

@@ -35,6 +35,7 @@ def compare(
     *,
     metrics: Sequence[str] | None = None,
     specials: bool = False,
+    standardize: bool = False,
     level: float = 0.95,
     seed: int = 0,
     progress: Progress | None = None,
@@ -49,6 +50,8 @@ def compare(
         Names from :data:`dynprobe.analysis.catalog.METRICS`; all when ``None``.
     specials
         Whether special tokens such as [CLS] and [SEP] take part in attention and hidden-state comparisons.
+    standardize
+        Whether every feature of the hidden states is divided by its standard deviation before SVCCA and CKA.
     level
         Confidence level of all intervals.
     seed
@@ -82,14 +85,14 @@ def compare(
     require_comparable(run_a, run_b)
     names = run_names([run_a.path, run_b.path])
     try:
-        results = _results(_scope(run_a, run_b, names), chosen, _Options(specials, level, seed, progress))
+        results = _results(_scope(run_a, run_b, names), chosen, _Options(specials, standardize, level, seed, progress))
     finally:
         for run in (run_a, run_b):
             for snapshot in run:
                 snapshot.close()
     merged = merge(f"{names[0]} and {names[1]}", results)
     table = merged.table[merged.table["metric"].isin(chosen)]
-    options = {"metrics": list(chosen), "specials": specials, "level": level, "seed": seed}
+    options = {"metrics": list(chosen), "specials": specials, "standardize": standardize, "level": level, "seed": seed}
     return Result(
         title=merged.title,
         table=table,
@@ -114,6 +117,7 @@ def _chosen(metrics: Sequence[str] | None) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class _Options:
     specials: bool
+    standardize: bool
     level: float
     seed: int
     progress: Progress | None
@@ -156,7 +160,12 @@ def _results(scope: _Scope, chosen: Sequence[str], options: _Options) -> list[Re
     if parts[SIMILARITY]:
         results.append(
             hidden_state_similarity(
-                scope.pairs, specials=options.specials, level=level, metrics=parts[SIMILARITY], progress=progress
+                scope.pairs,
+                specials=options.specials,
+                level=level,
+                metrics=parts[SIMILARITY],
+                standardize=options.standardize,
+                progress=progress,
             )
         )
     if parts[ISOTROPY]:

@@ -1,13 +1,11 @@
 """Layer by layer maps: every layer of one snapshot against every layer of another."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from dynprobe.analysis.moments import Moment, Pair, last_pairs
-from dynprobe.analysis.representations import Representations
-from dynprobe.metrics import Subspace, subspace_correlations
-from dynprobe.metrics.workers import in_parallel
+from dynprobe.metrics.grid import Factored, grid_of
 
 
 def corner_pairs(pairs: Sequence[Pair]) -> list[Pair]:
@@ -15,15 +13,19 @@ def corner_pairs(pairs: Sequence[Pair]) -> list[Pair]:
     return [pair for pair in last_pairs(pairs) if pair.comparison in ("from_start", "between")]
 
 
-def layer_maps(pairs: Iterable[Pair], states: Representations) -> dict[str, np.ndarray]:
+def layer_maps(
+    pairs: Iterable[Pair], stack: str, factors: Mapping[Moment, Mapping[int, Factored | None]]
+) -> dict[str, np.ndarray]:
     """SVCCA similarity of every pair of layers, for some pairs of snapshots; depths and widths may differ.
 
     Parameters
     ----------
     pairs
         Snapshots.
-    states
-        Their hidden states.
+    stack
+        Which stack.
+    factors
+        Kept directions of each layer of each snapshot; ``None`` for a layer without variance.
 
     Returns
     -------
@@ -31,34 +33,18 @@ def layer_maps(pairs: Iterable[Pair], states: Representations) -> dict[str, np.n
         ``svcca_layers:RUN@STEP|RUN@STEP`` (``STACK of RUN`` for encoder and decoder) to an array (layers of the first,
         layers of the second), NaN where a layer was not captured or has no variance.
     """
-    prefix = "" if states.stack == "model" else f"{states.stack} of "
+    prefix = "" if stack == "model" else f"{stack} of "
     return {
-        f"svcca_layers:{prefix}{pair.a.name}@{pair.a.step}|{prefix}{pair.b.name}@{pair.b.step}": _map(pair, states)
+        f"svcca_layers:{prefix}{pair.a.name}@{pair.a.step}|{prefix}{pair.b.name}@{pair.b.step}": _map(
+            factors[pair.a], factors[pair.b]
+        )
         for pair in pairs
     }
 
 
-def _map(pair: Pair, states: Representations) -> np.ndarray:
-    columns = {layer: _subspace(states, pair.b, layer) for layer in pair.b.snapshot.layers(states.stack)}
-    layers = pair.a.snapshot.layers(states.stack)
-    values = np.full((max(layers) + 1, max(columns) + 1), np.nan)
-
-    def of_layer(layer: int) -> dict[int, float]:
-        row = _subspace(states, pair.a, layer)
-        return {
-            layer_b: float(subspace_correlations(row, column).mean())
-            for layer_b, column in columns.items()
-            if row is not None and column is not None
-        }
-
-    for layer, found in zip(layers, in_parallel(of_layer, layers), strict=True):
-        for layer_b, value in found.items():
-            values[layer, layer_b] = value
+def _map(rows: Mapping[int, Factored | None], columns: Mapping[int, Factored | None]) -> np.ndarray:
+    values = np.full((max(rows) + 1, max(columns) + 1), np.nan)
+    left, right = ({layer: found for layer, found in side.items() if found is not None} for side in (rows, columns))
+    if left and right:
+        values[np.ix_(list(left), list(right))] = grid_of(list(left.values()), list(right.values())).similarity
     return values
-
-
-def _subspace(states: Representations, moment: Moment, layer: int) -> Subspace | None:
-    try:
-        return states.subspace(moment, layer)
-    except ValueError:
-        return None

@@ -1,32 +1,32 @@
 """How much of the hidden states stayed: SVCCA and debiased linear CKA per layer."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
-import torch
 
 from dynprobe.analysis.catalog import SIMILARITY, describe
-from dynprobe.analysis.cka_sides import leave_group_out, similarity
+from dynprobe.analysis.layer import Agreement, Layer
 from dynprobe.analysis.layer_maps import corner_pairs, layer_maps
 from dynprobe.analysis.matching import layer_mismatch, shared_stacks
 from dynprobe.analysis.moments import Moment, Pair, last_pairs, moments_in
 from dynprobe.analysis.progress import Progress, Tick
 from dynprobe.analysis.representations import Representations
-from dynprobe.metrics import (
-    jackknife_interval,
-    subspace_correlations,
-    svcca_chance_level,
-    svcca_leave_group_out,
-)
+from dynprobe.metrics import jackknife_bias, jackknife_interval
+from dynprobe.metrics.grid import Factored
 from dynprobe.metrics.workers import in_parallel
 from dynprobe.result import Result, tidy
 
 SVCCA, CKA = SIMILARITY
-N_GROUPS = 5
+N_GROUPS = 10
 # Tokens for each kept direction; below it canonical correlations of unrelated data are far from zero.
 ROWS_PER_DIRECTION = 10
 _CHANCE_SHIFTS = (1 / 2, 1 / 3)
+_WORKERS_BYTES = 2**30  # for the sums of all workers together
+
+
+_Factors = dict[Moment, dict[int, Factored | None]]
 
 
 def hidden_state_similarity(
@@ -36,6 +36,7 @@ def hidden_state_similarity(
     variance: float = 0.99,
     level: float = 0.95,
     metrics: Sequence[str] = SIMILARITY,
+    standardize: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """SVCCA and debiased linear CKA of the hidden states of each layer: 1 is the same, the chance level is unrelated.
@@ -83,14 +84,15 @@ def hidden_state_similarity(
         own = [pair for pair in pairs if _captured(pair.a, stack) and _captured(pair.b, stack)]
         if not own:
             continue
-        states = Representations(moments_in(own), stack, specials=specials, variance=variance)
+        states = Representations(moments_in(own), stack, specials=specials, standardize=standardize)
         notes += _notes(states, stack, specials=specials)
         if states.n_rows < 4:
             rows += [_too_few(pair, stack, metric, states.n_rows) for pair in last_pairs(own) for metric in metrics]
             continue
-        rows += _stack_rows(own, states, level=level, metrics=metrics, progress=progress)
+        found, factors = _stack_rows(own, states, variance=variance, level=level, metrics=metrics, progress=progress)
+        rows += found
         if SVCCA in metrics:
-            arrays |= layer_maps(corner_pairs(own), states)
+            arrays |= layer_maps(corner_pairs(own), stack, factors)
     return Result("Hidden states", tidy(rows), describe(metrics), arrays=arrays, notes=tuple(notes))
 
 
@@ -102,60 +104,117 @@ def _stack_rows(
     pairs: Sequence[Pair],
     states: Representations,
     *,
+    variance: float,
     level: float,
     metrics: Sequence[str],
     progress: Progress | None,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], _Factors]:
+    """Rows of all layers in the order of the pairs, and the kept directions of the snapshots that get a layer map."""
     matched = [pair for pair in pairs if layer_mismatch(pair, states.stack) is None]
-    ends = list(last_pairs(pairs))
-    keep = moments_in(corner_pairs(pairs))
-    layers: list[int] = sorted({layer for pair in matched for layer in _layers(pair, states.stack)})
+    ends = list(last_pairs(matched))
+    corners = moments_in(corner_pairs(pairs))
+    layers = sorted({layer for moment in moments_in(pairs) for layer in moment.snapshot.layers(states.stack)})
+    groups = states.groups(N_GROUPS)
     tick = Tick(progress, len(layers), f"hidden states ({states.stack})")
 
-    def of_layer(layer: int) -> list[dict[str, Any]]:
-        rows = []
-        for pair in matched:
-            if layer in _layers(pair, states.stack):
-                where = {**pair.columns(), "stack": states.stack, "layer": layer, "n": states.n_rows}
-                with_interval = level if pair in ends else None
-                if SVCCA in metrics:
-                    rows.append({"metric": SVCCA, **where, **_svcca(states, pair, layer, level=with_interval)})
-                if CKA in metrics:
-                    rows.append({"metric": CKA, **where, **_cka(states, pair, layer, level=with_interval)})
-        states.forget(layer, keep=keep)
-        return rows
+    def of_layer(number: int) -> tuple[dict[Pair, list[dict[str, Any]]], dict[Moment, Factored | None]]:
+        layer = Layer(states, number, groups=groups, ends=set(moments_in(ends)) | set(corners), variance=variance)
+        here = [pair for pair in matched if number in _layers(pair, states.stack)]
+        last = [pair for pair in ends if pair in here]
+        without = layer.without_groups(last) if len(groups) > 2 else {}
+        rows = {pair: _pair_rows(layer, pair, states, metrics) for pair in _by_step(here)}
+        for pair in last:
+            _add_uncertainty(rows[pair], layer, pair, without.get(pair, []), states, level)
+        factors = {m: layer.side(m).factored for m in corners if number in m.snapshot.layers(states.stack)}
+        return {pair: _placed(rows[pair], pair, states, number) for pair in here}, factors
 
-    rows: list[dict[str, Any]] = []
-    for found in in_parallel(of_layer, layers):
-        rows += found
+    by_pair: dict[Pair, list[dict[str, Any]]] = {pair: [] for pair in matched}
+    factors: _Factors = {moment: {} for moment in corners}
+    for number, (rows, found) in zip(layers, in_parallel(of_layer, layers, workers=_n_workers(states)), strict=True):
+        for pair, own in rows.items():
+            by_pair[pair] += own
+        for moment, factored in found.items():
+            factors[moment][number] = factored
         tick()
-    return rows
+    return [row for own in by_pair.values() for row in own], factors
+
+
+def _n_workers(states: Representations) -> int:
+    """As many layers at once as their sums have room in memory: those of four ends and of three pairs of ends."""
+    width = min(states.d_model, states.n_rows)
+    return max(1, _WORKERS_BYTES // (8 * 7 * N_GROUPS * width**2))
+
+
+def _by_step(pairs: Sequence[Pair]) -> list[Pair]:
+    """Pairs of different comparisons in step with each other, so that few snapshots are in hand at a time."""
+    series: dict[tuple[str, str, str], list[Pair]] = {}
+    for pair in pairs:
+        series.setdefault((pair.comparison, pair.a.name, pair.b.name), []).append(pair)
+    return [pair for together in zip_longest(*series.values()) for pair in together if pair is not None]
 
 
 def _layers(pair: Pair, stack: str) -> set[int]:
     return set(pair.a.snapshot.layers(stack)) & set(pair.b.snapshot.layers(stack))
 
 
-def _svcca(states: Representations, pair: Pair, layer: int, *, level: float | None) -> dict[str, Any]:
-    """Value of one layer; with interval and chance level when a confidence level is given."""
-    try:
-        a, b = states.subspace(pair.a, layer), states.subspace(pair.b, layer)
-    except ValueError as error:  # a layer without variance, such as position embeddings alone
-        return {"status": "undefined", "reason": str(error)}
-    found: dict[str, Any] = {
-        "value": float(subspace_correlations(a, b).mean()),
-        "n_kept": int(min(a.n_kept, b.n_kept)),
-        **_sample_status(states.n_rows, int(max(a.n_kept, b.n_kept))),
+def _pair_rows(layer: Layer, pair: Pair, states: Representations, metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Value, kept directions and status of each metric."""
+    found = layer.agreement(pair)
+    rows: dict[str, dict[str, Any]] = {}
+    if SVCCA in metrics:
+        rows[SVCCA] = _svcca_row(layer, pair, found, states.n_rows)
+    if CKA in metrics:
+        rows[CKA] = {"value": found.cka}
+        if np.isnan(found.cka):
+            problem = layer.side(pair.a).problem or layer.side(pair.b).problem
+            rows[CKA] = {"status": "undefined", "reason": problem or "there is no similarity structure beyond chance"}
+    return rows
+
+
+def _svcca_row(layer: Layer, pair: Pair, found: Agreement, n_rows: int) -> dict[str, Any]:
+    a, b = layer.side(pair.a), layer.side(pair.b)
+    if a.whitening is None or b.whitening is None:
+        return {"status": "undefined", "reason": a.problem or b.problem}
+    return {
+        "value": found.svcca,
+        "n_kept": min(a.whitening.n_kept, b.whitening.n_kept),
+        "free_value": found.free_svcca,
+        "free_n_kept": min(a.whitening.n_free, b.whitening.n_free),
+        **_sample_status(n_rows, max(a.whitening.n_kept, b.whitening.n_kept)),
     }
+
+
+def _add_uncertainty(
+    rows: dict[str, dict[str, Any]],
+    layer: Layer,
+    pair: Pair,
+    without: Sequence[Agreement],
+    states: Representations,
+    level: float,
+) -> None:
+    """Chance level, interval and bias of the values of a pair of ends."""
     shifts = states.shifts(_CHANCE_SHIFTS)
-    if level is not None and shifts:
-        found["chance"] = float(svcca_chance_level(a, b, shifts=shifts).mean())
-    n_groups = min(N_GROUPS, states.n_examples)
-    if level is not None and n_groups > 1 and "status" not in found:
-        x, y = states.states(pair.a, layer), states.states(pair.b, layer)
-        leave_out = svcca_leave_group_out(x, y, states.groups(n_groups), variance=states.variance)
-        found |= _interval(found["value"], leave_out, level, bounds=(0.0, 1.0))
-    return found
+    chance = layer.chance(pair, shifts) if shifts else None
+    for metric, name, bounds in ((SVCCA, "svcca", (0.0, 1.0)), (CKA, "cka", (-1.0, 1.0))):
+        row = rows.get(metric)
+        if row is None or "value" not in row:
+            continue
+        if chance is not None:
+            row["chance"] = getattr(chance, name)
+        left_out = [getattr(one, name) for one in without]
+        if left_out and np.isfinite(left_out).all() and "status" not in row:
+            low, high = jackknife_interval(row["value"], left_out, level=level)
+            row["low"], row["high"] = float(np.clip(low, *bounds)), float(np.clip(high, *bounds))
+            row["bias"] = jackknife_bias(row["value"], left_out)
+
+
+def _placed(
+    rows: Mapping[str, dict[str, Any]], pair: Pair, states: Representations, layer: int
+) -> list[dict[str, Any]]:
+    """Rows with the columns that say what they are values of."""
+    spacing = max(moment.snapshot.resolution("hidden_states", layer, states.stack) for moment in (pair.a, pair.b))
+    where = {**pair.columns(), "stack": states.stack, "layer": layer, "n": states.n_rows, "resolution": spacing}
+    return [{"metric": metric, **where, **row} for metric, row in rows.items()]
 
 
 def _sample_status(n_rows: int, n_kept: int) -> dict[str, str]:
@@ -166,31 +225,6 @@ def _sample_status(n_rows: int, n_kept: int) -> dict[str, str]:
         "direction"
     )
     return {"status": "insufficient-sample", "reason": reason}
-
-
-def _cka(states: Representations, pair: Pair, layer: int, *, level: float | None) -> dict[str, Any]:
-    """Value of one layer; with interval and chance level when a confidence level is given."""
-    try:
-        a, b = states.side(pair.a, layer), states.side(pair.b, layer)
-        found: dict[str, Any] = {"value": similarity(a, b)}
-    except ValueError as error:
-        return {"status": "undefined", "reason": str(error)}
-    n_groups = min(N_GROUPS, states.n_examples)
-    if level is None or n_groups < 2:
-        return found
-    found["chance"] = float(np.mean([similarity(a, b.rolled(shift)) for shift in states.shifts(_CHANCE_SHIFTS)]))
-    groups = states.groups(n_groups)
-    if len(groups) - np.bincount(groups).max() < 4:
-        return found
-    leave_out = leave_group_out(a, b, torch.from_numpy(groups), n_groups)
-    return found | _interval(found["value"], leave_out, level, bounds=(-1.0, 1.0))
-
-
-def _interval(
-    value: float, leave_out: Sequence[float] | np.ndarray, level: float, *, bounds: tuple[float, float]
-) -> dict[str, float]:
-    low, high = jackknife_interval(value, leave_out, level=level)
-    return {"low": float(np.clip(low, *bounds)), "high": float(np.clip(high, *bounds))}
 
 
 def _missing(pairs: Sequence[Pair], metrics: Sequence[str]) -> Iterable[dict[str, Any]]:
@@ -220,11 +254,6 @@ def _notes(states: Representations, stack: str, *, specials: bool) -> list[str]:
     notes = [
         f"Hidden states ({stack}) are compared over {states.n_rows} tokens of {states.n_examples} examples, {what}."
     ]
-    if states.n_shared > states.n_rows:
-        notes.append(
-            f"Hidden states ({stack}): the tokens of the first examples are used, {states.n_rows} of {states.n_shared}; "
-            "that is ten for each dimension, or 4096."
-        )
     if states.n_unshared:
         notes.append(
             f"Hidden states ({stack}): {states.n_unshared} tokens that not all snapshots hold were left out of all."

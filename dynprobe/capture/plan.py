@@ -29,6 +29,8 @@ class Plan:
         Stack name to the layers whose hidden states are kept.
     n_attention_examples
         Attention is kept of the first so many examples.
+    attention_dtype
+        How it is stored: ``"float16"`` or ``"float32"``.
     bytes_per_snapshot
         Expected size of one snapshot file.
     notes
@@ -41,16 +43,18 @@ class Plan:
     n_attention_examples: int
     bytes_per_snapshot: int
     notes: tuple[str, ...] = field(default=())
+    attention_dtype: str = "float16"
 
 
 @dataclass(frozen=True)
 class _Amounts:
-    """The quantities that a budget may reduce."""
+    """The quantities that a budget may reduce, and the bytes of an attention probability, which it may not."""
 
     n_attention_examples: int
     n_snapshots: int
     n_tokens: int
     layer_stride: int
+    attention_bytes: int
 
 
 def make_plan(
@@ -92,6 +96,7 @@ def make_plan(
         n_attention_examples=amounts.n_attention_examples,
         bytes_per_snapshot=per_snapshot,
         notes=notes,
+        attention_dtype=settings.attention_dtype,
     )
 
 
@@ -130,6 +135,7 @@ def _wanted(architecture: Architecture, probe: ProbeSet, settings: CaptureSettin
         n_snapshots=n_snapshots,
         n_tokens=min(n_real, _chosen(settings.hidden, tokens)),
         layer_stride=1,
+        attention_bytes=_SINGLE if settings.attention_dtype == "float32" else _HALF,
     )
 
 
@@ -171,14 +177,13 @@ def _bytes(architecture: Architecture, probe: ProbeSet, amounts: _Amounts) -> in
         total += (_HALF * stack.d_model * len(_kept_layers(stack, amounts.layer_stride)) + 2 * _SINGLE) * n_kept
         total += _HALF * stack.d_model * probe.n_examples * len(stack.pooled) * (stack.n_layers + 1)
         squares = (lengths[: amounts.n_attention_examples] ** 2).sum()
-        total += int(_HALF * stack.n_heads * stack.n_layers * squares)
+        total += int(amounts.attention_bytes * stack.n_heads * stack.n_layers * squares)
     if len(architecture.stacks) == 2:
         encoder, decoder = (
             _lengths(probe, stack.name)[: amounts.n_attention_examples] for stack in architecture.stacks
         )
-        total += int(
-            _HALF * architecture.stacks[1].n_heads * architecture.stacks[1].n_layers * (encoder * decoder).sum()
-        )
+        n_maps = architecture.stacks[1].n_heads * architecture.stacks[1].n_layers
+        total += int(amounts.attention_bytes * n_maps * (encoder * decoder).sum())
     return total + _bytes_of_outputs(architecture, probe)
 
 

@@ -239,16 +239,19 @@ class Recorder:
     def _require_same_contents(self) -> None:
         """Snapshots of one run must hold the same layers, tokens and examples, or they cannot be compared."""
         before = read_manifest(self.path).get("contents")
+        if isinstance(before, dict):
+            before = {"attention_dtype": "float16", **before}  # as it was before it could be chosen
         if self.steps and before is not None and before != self._contents():
             raise IncompatibleRunsError(
                 f"{self.path}: a run must go on with the same model and amounts, {before}; got {self._contents()}. "
-                "Give the --hidden, --attention and --budget of its first part, or another run directory"
+                "Give the --hidden, --attention, --attention-dtype and --budget of its first part, or another run directory"
             )
 
     def _contents(self) -> dict[str, Any]:
         """What each snapshot holds, in numbers, as JSON would give them back."""
         return {
             "attention_examples": self.plan.n_attention_examples,
+            "attention_dtype": self.plan.attention_dtype,
             **{
                 stack.name: {
                     "tokens": len(self.plan.rows[stack.name]),

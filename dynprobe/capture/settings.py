@@ -8,6 +8,7 @@ from dynprobe.capture.schedule import DEFAULT_SCHEDULE, Schedule
 from dynprobe.errors import UsageError
 
 DEFAULT_BUDGET = 2 * 10**9
+ATTENTION_DTYPES = ("float16", "float32")
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -28,6 +29,9 @@ class CaptureSettings:
         Bytes for all snapshots of the run. What was asked for by a number, or as ``"all"``, is kept even beyond it.
     weights
         Whether to record how far each trained weight tensor has moved from step 0 (needs a copy of them in memory).
+    attention_dtype
+        How attention probabilities are stored: ``"float16"`` (spacing 1e-3 of a value, which hides what moves less), or
+        ``"float32"``, which takes twice the bytes.
     """
 
     hidden: str | int = "sample"
@@ -35,11 +39,14 @@ class CaptureSettings:
     schedule: str = DEFAULT_SCHEDULE
     budget: int = DEFAULT_BUDGET
     weights: bool = True
+    attention_dtype: str = "float16"
 
     def __post_init__(self) -> None:
         Schedule.parse(self.schedule)
         if self.budget < 1:
             raise UsageError(f"`budget` must be a positive number of bytes; got {self.budget}")
+        if self.attention_dtype not in ATTENTION_DTYPES:
+            raise UsageError(f"`attention_dtype` must be 'float16' or 'float32'; got {self.attention_dtype!r}")
         for name in ("hidden", "attention"):
             value = getattr(self, name)
             if value not in ("sample", "all", "none") and not (isinstance(value, int) and value >= 1):
@@ -47,7 +54,12 @@ class CaptureSettings:
 
 
 def settings_from_words(
-    *, schedule: str | None = None, budget: str | None = None, hidden: str | None = None, attention: str | None = None
+    *,
+    schedule: str | None = None,
+    budget: str | None = None,
+    hidden: str | None = None,
+    attention: str | None = None,
+    attention_dtype: str | None = None,
 ) -> CaptureSettings:
     """Settings from what was typed; `None` means the default.
 
@@ -61,6 +73,7 @@ def settings_from_words(
         "budget": None if budget is None else parse_bytes(budget),
         "hidden": _number_or_word(hidden),
         "attention": _number_or_word(attention),
+        "attention_dtype": attention_dtype,
     }
     return CaptureSettings(**{name: value for name, value in typed.items() if value is not None})
 

@@ -119,6 +119,11 @@ class _Sink:
         """Announce an array of known shape."""
         self.file.create(name, shape, np.float32 if name in self._wide else np.float16, **facts)
 
+    def declare_wide(self, name: str, shape: tuple[int, ...], **facts: Any) -> None:
+        """Announce an array that is wanted in float32, whether or not its values fit float16."""
+        self._wide.add(name)
+        self.declare(name, shape, **facts)
+
     def append(self, name: str, values: Tensor) -> None:
         """Write the next rows of an array."""
         block = values.detach().to(device="cpu", dtype=torch.float32).numpy()
@@ -203,6 +208,7 @@ def pool(hidden: Tensor, real: Tensor, kind: str) -> Tensor:
 def _declare_attentions(sink: _Sink, measurement: Measurement, job: SnapshotJob) -> None:
     """Announce the ragged arrays of attention; only the model itself knows how many virtual keys it adds."""
     n_kept = job.plan.n_attention_examples
+    declare = sink.declare_wide if job.plan.attention_dtype == "float32" else sink.declare
     for (stack, kind), layers in measurement.attentions.items():
         key_stack = "encoder" if kind == "cross" else stack
         n_virtual = layers[0].shape[-1] - measurement.batch.real[key_stack].shape[1]
@@ -214,7 +220,7 @@ def _declare_attentions(sink: _Sink, measurement: Measurement, job: SnapshotJob)
         for number, layer in enumerate(layers, start=1):
             size = int((n_query * n_key).sum()) * layer.shape[1]
             name = f"{_PROBE}/{stack}/{kind}_attention/{number}"
-            sink.declare(name, (size,), n_heads=layer.shape[1], n_virtual_keys=n_virtual)
+            declare(name, (size,), n_heads=layer.shape[1], n_virtual_keys=n_virtual)
 
 
 def _write_attentions(sink: _Sink, measurement: Measurement, job: SnapshotJob) -> None:

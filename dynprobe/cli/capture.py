@@ -21,22 +21,20 @@ from dynprobe.cli.console import err
 @click.option(
     "--attention", default=None, help="Examples whose attention is kept: sample, all, none or a number.  [sample]"
 )
+@click.option("--attention-dtype", default=None, help="How attention is stored: float16 or float32.  [float16]")
 @click.option(
     "--probe", type=click.Path(path_type=Path), help="Use the probe set of this run (needed to compare with it)."
 )
 @click.option("--force", is_flag=True, help="Replace a run that is already there.")
 @click.option("--resume", is_flag=True, help="Go on with a run that is already there.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def capture(  # noqa: PLR0913 - one per option
+def capture(
     run_dir: Path,
-    schedule: str | None,
-    budget: str | None,
-    hidden: str | None,
-    attention: str | None,
     probe: Path | None,
     force: bool,  # noqa: FBT001
     resume: bool,  # noqa: FBT001
     command: tuple[str, ...],
+    **asked: str | None,
 ) -> None:
     """Run COMMAND and capture what transformers' Trainer trains in it, without changing the command or its training.
 
@@ -59,7 +57,7 @@ def capture(  # noqa: PLR0913 - one per option
         raise UsageError("--force and --resume must not be given together: replace the run, or go on with it")
     if probe is not None:
         require_run(probe)
-    settings = settings_from_words(schedule=schedule, budget=budget, hidden=hidden, attention=attention)
+    settings = settings_from_words(**asked)
     options = InjectedOptions(
         run_dir=str(run_dir.absolute()),
         probe_run=None if probe is None else str(probe.absolute()),

@@ -2,8 +2,9 @@
 
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,22 +27,34 @@ if TYPE_CHECKING:
 )
 @click.option("--specials/--no-specials", default=False, help="Count special tokens such as [CLS] and [SEP].  [no]")
 @click.option(
+    "--standardize",
+    is_flag=True,
+    help="Divide every feature of the hidden states by its standard deviation, which takes the weight of rogue dimensions.",
+)
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME",
+    help="Only this metric, such as svcca_similarity; may be given several times.  [all]",
+)
+@click.option(
     "--fail-on",
     multiple=True,
     metavar="METRIC>VALUE",
     help="Exit with 1 when the runs differ by more at the end; also METRIC<VALUE.",
 )
 @click.option("--force", is_flag=True, help="Replace output files that exist.")
-def compare(  # noqa: PLR0913 - one per option
+def compare(
     a: str,
     b: str,
     output: Path | None,
     json_file: Path | None,
     texts: Path | None,
     keep: Path | None,
-    specials: bool,  # noqa: FBT001
     fail_on: tuple[str, ...],
     force: bool,  # noqa: FBT001
+    **how: Any,
 ) -> None:
     """Compare two runs on the same probe set: which layers changed, and what the models now say.
 
@@ -71,7 +84,8 @@ def compare(  # noqa: PLR0913 - one per option
     for path in (output, json_file):
         if path is not None:
             check_target(path, force=force)
-    result = _compared(a, b, texts=texts, keep=keep, specials=specials)
+    how["metrics"] = how["metrics"] or None
+    result = _compared(a, b, texts=texts, keep=keep, how=how)
     for sentence in result.findings:
         say(f"• {sentence}")
     for table in terminal_tables(result):
@@ -92,7 +106,7 @@ def compare(  # noqa: PLR0913 - one per option
     sys.exit(1 if broken else 0)
 
 
-def _compared(a: str, b: str, *, texts: Path | None, keep: Path | None, specials: bool) -> "Result":
+def _compared(a: str, b: str, *, texts: Path | None, keep: Path | None, how: Mapping[str, Any]) -> "Result":
     from dynprobe.analysis import compare as compare_runs
     from dynprobe.errors import UsageError
     from dynprobe.run import open_run
@@ -110,4 +124,4 @@ def _compared(a: str, b: str, *, texts: Path | None, keep: Path | None, specials
             raise UsageError(
                 f"{a} and {b} must be run directories; got saved models. Give --texts FILE to measure both on its texts"
             )
-        return compare_runs(open_run(paths[0]), open_run(paths[1]), specials=specials, progress=advance)
+        return compare_runs(open_run(paths[0]), open_run(paths[1]), progress=advance, **how)

@@ -58,8 +58,9 @@ def _holds(run: Run, stack: str) -> str:
         rows = len(snapshot.hidden_rows(stack))
         parts.append(f"hidden states of {rows} tokens in {len(snapshot.layers(stack))} layers")
     if snapshot.attention_layers(stack):
-        examples = len(snapshot.attention_examples(stack))
-        parts.append(f"attention of {examples} examples in {len(snapshot.attention_layers(stack))} blocks")
+        examples, blocks = len(snapshot.attention_examples(stack)), snapshot.attention_layers(stack)
+        stored = " and ".join(sorted({snapshot.attentions(block, stack).dtype.name for block in blocks}))
+        parts.append(f"attention of {examples} examples in {len(blocks)} blocks, {stored}")
     parts.append(f"pooled vectors: {', '.join(snapshot.pooled_kinds(stack)) or 'none'}")
     said = snapshot.outputs()
     parts.append(f"outputs: {said.kind if said else 'none'}")

@@ -2,6 +2,7 @@
 
 from dynprobe.metrics.divergence import js_divergence, symmetric_kl_divergence
 from dynprobe.metrics.grid import SvccaGrid, svcca_grid
+from dynprobe.metrics.isotropic_reference import IsotropicReference, isotropic_reference
 from dynprobe.metrics.isotropy import (
     dimension_correlation,
     dimension_std,
@@ -16,10 +17,12 @@ from dynprobe.metrics.probes import LinearProbe, fit_linear_probe
 from dynprobe.metrics.resampling import (
     bootstrap_interval,
     cca_chance_level,
+    jackknife_bias,
     jackknife_interval,
     svcca_chance_level,
     wilson_interval,
 )
+from dynprobe.metrics.rogue import RogueDimensions, rogue_dimensions
 from dynprobe.metrics.similarity import (
     cca_similarity,
     linear_cka_similarity,
@@ -30,7 +33,9 @@ from dynprobe.metrics.similarity import (
 from dynprobe.metrics.subspace import Subspace, principal_subspace, subspace_correlations
 
 __all__ = [
+    "IsotropicReference",
     "LinearProbe",
+    "RogueDimensions",
     "Subspace",
     "SvccaGrid",
     "bootstrap_interval",
@@ -42,6 +47,8 @@ __all__ = [
     "explained_variance_ratio",
     "fit_linear_probe",
     "isoscore",
+    "isotropic_reference",
+    "jackknife_bias",
     "jackknife_interval",
     "js_divergence",
     "linear_cka_similarity",
@@ -50,6 +57,7 @@ __all__ = [
     "principal_subspace",
     "procrustes_similarity",
     "pwcca_similarity",
+    "rogue_dimensions",
     "subspace_correlations",
     "svcca_chance_level",
     "svcca_grid",

@@ -1,15 +1,24 @@
 """Divergences between distributions: Jensen–Shannon for attention, symmetric KL for what two models say."""
 
 import math
+from collections.abc import Iterator
+from itertools import product
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dynprobe.metrics._arrays import Array, check_broadcast, like, power_of_two, to_float64
+from dynprobe.metrics.workers import in_parallel
 
-# phi(r) = 1/2 [(1+r) ln(1+r) + (1-r) ln(1-r)] = sum over k >= 1 of r^2k / (2k (2k-1)); below this |r| eight terms are exact.
+# phi(r) / r^2 = sum over k >= 1 of r^(2k-2) / (2k (2k-1)); below this |r| eight terms are exact.
 _SERIES_BELOW = 0.125
 _SERIES = tuple(1.0 / (2 * k * (2 * k - 1)) for k in range(1, 9))
+# The logarithm of the smallest 1 - |r| that is not 0 is above -37; below that is only that of 0, whose term is 0.
+_LOWEST_LOGARITHM = -50.0
+# Entries worked on at once: few enough for the caches of a processor, many enough for an accelerator.
+_BLOCK = 1 << 16
+_BLOCK_ELSEWHERE = 1 << 24
 
 
 def js_divergence(p: Array, q: Array) -> Array:
@@ -47,18 +56,24 @@ def js_divergence(p: Array, q: Array) -> Array:
     >>> float(js_divergence(np.array([1.0, 0.0]), np.array([0.0, 1.0])))  # ln 2
     0.6931471805599453
     """
-    first, second = _distributions("p", p), _distributions("q", q)
-    if first.shape[-1] != second.shape[-1]:
-        raise ValueError(
-            f"`p` and `q` must have the same number of outcomes; got {first.shape[-1]} and {second.shape[-1]}"
-        )
+    first, second = _readable("p", p), _readable("q", q)
+    n = first.shape[-1]
+    if n != second.shape[-1]:
+        raise ValueError(f"`p` and `q` must have the same number of outcomes; got {n} and {second.shape[-1]}")
     check_broadcast("p", first.shape[:-1], "q", second.shape[:-1])
-    second = second.to(first.device)
-    total, difference = first + second, first - second
-    ratio = torch.where(
-        total > 0, difference / torch.where(total > 0, total, torch.ones_like(total)), torch.zeros_like(total)
+    leading = torch.broadcast_shapes(first.shape[:-1], second.shape[:-1])
+    first, second = first.expand(*leading, n), second.expand(*leading, n)
+    result = torch.empty(
+        leading, dtype=torch.float32 if first.device.type == "mps" else torch.float64, device=first.device
     )
-    return like((0.5 * total * _phi(ratio)).sum(dim=-1).clamp(0.0, math.log(2.0)), p, q)
+
+    def of_block(block: tuple[slice, ...]) -> Tensor:
+        return _js(_normalised("p", first[block].to(result)), _normalised("q", second[block].to(result)))
+
+    blocks = list(_blocks(leading, (_BLOCK if result.device.type == "cpu" else _BLOCK_ELSEWHERE) // n))
+    for block, value in zip(blocks, in_parallel(of_block, blocks), strict=True):
+        result[block] = value
+    return like(result.clamp_(0.0, math.log(2.0)), p, q)
 
 
 def symmetric_kl_divergence(p_logits: Array, q_logits: Array) -> Array:
@@ -126,25 +141,80 @@ def _log_ratio(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(near, small - normaliser, first.log_softmax(dim=-1) - second.log_softmax(dim=-1))
 
 
-def _distributions(name: str, value: Array) -> Tensor:
-    tensor = to_float64(name, value)
+def _readable(name: str, value: Array) -> Tensor:
+    """`value` as a tensor, without a copy where torch can read its memory; its entries are not looked at."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        tensor = value.detach()
+    elif isinstance(value, np.ndarray) and value.dtype in (np.float16, np.float32, np.float64) and _plain(value):
+        tensor = torch.from_numpy(value)
+    else:
+        tensor = to_float64(name, value)
     if tensor.ndim == 0 or tensor.shape[-1] == 0:
         raise ValueError(f"`{name}` must have at least one outcome on its last axis; got shape {tuple(tensor.shape)}")
-    if bool((tensor < 0).any()):
-        raise ValueError(f"`{name}` must hold probabilities, 0 or more; got {float(tensor.min()):.3g}")
-    largest = tensor.amax(dim=-1, keepdim=True)
+    return tensor
+
+
+def _plain(array: np.ndarray) -> bool:
+    """Whether torch can share the memory of an array."""
+    strides = all(stride >= 0 and stride % array.itemsize == 0 for stride in array.strides)
+    return strides and array.dtype.isnative and array.flags.behaved
+
+
+def _blocks(leading: tuple[int, ...], n_rows: int) -> Iterator[tuple[slice, ...]]:
+    """Slices of the leading axes that together cover them, each of at most `n_rows` rows (at least one)."""
+    steps: list[int] = []
+    for size in reversed(leading):
+        steps.insert(0, max(1, min(size, n_rows)))
+        n_rows //= max(1, size)
+    yield from product(
+        *(
+            [slice(start, start + step) for start in range(0, size, step)]
+            for size, step in zip(leading, steps, strict=True)
+        )
+    )
+
+
+def _normalised(name: str, rows: Tensor) -> Tensor:
+    """Rows of sum 1; the checks read each entry twice and make nothing as large as the rows."""
+    total = rows.sum(dim=-1, keepdim=True)
+    low = torch.finfo(rows.dtype).tiny ** 0.5
+    least, most = torch.aminmax(total)
+    if float(rows.amin()) >= 0 and low < float(least) and float(most) < 1 / low:  # false for NaN too
+        return rows / total
+    return _normalised_unusual(name, rows)
+
+
+def _normalised_unusual(name: str, rows: Tensor) -> Tensor:
+    """Rows of sum 1 where entries are huge or tiny, or the complaint about what cannot be normalised."""
+    to_float64(name, rows)  # complains about NaN and Inf
+    if bool((rows < 0).any()):
+        raise ValueError(f"`{name}` must hold probabilities, 0 or more; got {float(rows.min()):.3g}")
+    largest = rows.amax(dim=-1, keepdim=True)
     if bool((largest == 0).any()):
         raise ValueError(f"`{name}` must hold distributions; got a row that sums to zero. Leave padded rows out")
-    scaled = tensor / power_of_two(largest)  # the sum of huge entries would overflow
+    scaled = rows / power_of_two(largest)  # the sum of huge entries would overflow
     return scaled / scaled.sum(dim=-1, keepdim=True)
 
 
-def _phi(r: Tensor) -> Tensor:
-    square = r * r
-    series = torch.zeros_like(r)
-    for coefficient in reversed(_SERIES):
-        series = (series + coefficient) * square
-    # xlog1py gives 0 at r = ±1, where the limit is 0; log1p is exact where 1 ± r is near 1.
-    large = r.abs().clamp_min(_SERIES_BELOW)
-    closed = 0.5 * ((1 + large) * torch.log1p(large) + torch.special.xlog1py(1 - large, -large))
-    return torch.where(r.abs() < _SERIES_BELOW, series, closed)
+def _js(p: Tensor, q: Tensor) -> Tensor:
+    """Sum of s/2 phi(r) over each row: by the series where every r of the block is small, else by logarithms."""
+    difference, total = p - q, p + q
+    ratio = difference / total.clamp_min_(torch.finfo(p.dtype).tiny)  # where both are 0 it is 0
+    least, most = torch.aminmax(ratio)
+    largest = max(-float(least), float(most))
+    if largest < _SERIES_BELOW:
+        terms = difference.mul_(ratio)
+        return terms.mul_(_series(ratio.square_(), largest**2)).sum(dim=-1).mul_(0.5)
+    terms = p.mul_(torch.log1p(ratio).clamp_min_(_LOWEST_LOGARITHM))
+    terms += q.mul_(torch.log1p(ratio.neg_()).clamp_min_(_LOWEST_LOGARITHM))
+    return terms.sum(dim=-1).mul_(0.5)
+
+
+def _series(square: Tensor, largest: float) -> Tensor:
+    """phi(r) / r^2 from r^2, with as many terms as its largest value needs."""
+    exact = torch.finfo(square.dtype).eps / 4
+    n_terms = next((k for k in range(1, len(_SERIES)) if largest**k < exact), len(_SERIES))
+    value = square.new_full((), _SERIES[n_terms - 1])
+    for coefficient in reversed(_SERIES[: n_terms - 1]):
+        value = torch.addcmul(square.new_full((), coefficient), value, square)
+    return value

@@ -6,35 +6,24 @@ second moments of each, the second projects each block on the kept directions of
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dynprobe.metrics.subspace import GRAM_UP_TO, check_share, count_kept
+from dynprobe.metrics.from_sums import Whitening, whiten
+from dynprobe.metrics.rows import BLOCK_ROWS, Prepared, Rows, blocks, prepare
+from dynprobe.metrics.subspace import GRAM_UP_TO, check_share
+from dynprobe.metrics.sums import gram
 from dynprobe.metrics.workers import in_parallel
 
 SOLVERS = ("auto", "svd", "eigh", "polar")
-BLOCK_ROWS = 2048
-_GRAM_TILES = 4  # tiles per side; only those on and above the diagonal are computed
 _POLAR_STEPS = 40
 _POLAR_TOLERANCE = 1e-9
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
-
-
-class Rows(Protocol):
-    """Observations (n_samples, n_features) that give their rows when sliced: an array, a tensor, a memory map, a file."""
-
-    @property
-    def shape(self) -> Any:
-        """Number of samples and of features."""
-
-    def __getitem__(self, rows: slice, /) -> Any:
-        """Some of the rows, as an array or tensor."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +50,30 @@ class SvccaGrid:
 
 
 @dataclass(frozen=True)
-class _Side:
-    """What is kept of one representation: rows are mapped to variates by (row - centre) @ whitening."""
+class Factored:
+    """One representation with its kept directions, ready to be compared with many others.
 
-    centre: Tensor
-    whitening: Tensor
+    Attributes
+    ----------
+    rows
+        Prepared rows, read again for every comparison.
+    whitening
+        Its kept directions.
+    """
+
+    rows: Prepared
+    whitening: Whitening
+
+    @property
+    def n_kept(self) -> int:
+        """Number of directions kept."""
+        return self.whitening.n_kept
+
+    def variates(self, start: int, stop: int, out: Tensor) -> None:
+        """Write the (stop - start, n_kept) orthonormal variates of some rows."""
+        axes = self.whitening.kept()
+        torch.mm(self.rows.block(start, stop).to(out.dtype), self.rows.spread(axes).to(out.dtype), out=out)
+        out -= (self.whitening.mean @ axes).to(out.dtype)
 
 
 def svcca_grid(
@@ -97,7 +105,7 @@ def svcca_grid(
     Returns
     -------
     SvccaGrid
-        The values of :func:`~dynprobe.metrics.svcca_similarity` for each pair: to about 3e-7 for float32 input, whose
+        The values of :func:`~dynprobe.metrics.svcca_similarity` for each pair: to about 1e-7 for float32 input, whose
         products are made in float32, and to 1e-10 for float64 input (with ``"polar"`` to 1e-6).
 
     Raises
@@ -108,8 +116,9 @@ def svcca_grid(
 
     Notes
     -----
-    Means, second moments and eigenvalues are accumulated in float64. The number of threads is the caller's afterwards. Memory
-    grows with the number of kept directions, not with that of samples.
+    Means, second moments and eigenvalues are accumulated in float64; the strongest directions are kept apart from the rest in
+    the products, so that rogue dimensions cost the small directions no digit. The number of threads is the caller's
+    afterwards. Memory grows with the number of kept directions, not with that of samples.
 
     Examples
     --------
@@ -122,18 +131,54 @@ def svcca_grid(
     check_share(variance)
     if variance > GRAM_UP_TO:
         raise ValueError(f"`variance` must be at most {GRAM_UP_TO} for a grid; got {variance}. Use svcca_similarity")
-    if solver not in SOLVERS:
-        raise ValueError(f"`solver` must be one of {SOLVERS}; got {solver!r}")
+    _check_solver(solver)
+    place = torch.device(device) if device is not None else None
     everything = [*x, *(y or ())]
-    n = _check_shapes(everything)
-    place = torch.device(device) if device is not None else _device_of(everything[0])
-    solver = ("eigh" if place.type == "cpu" else "polar") if solver == "auto" else solver
-    moments = [_second_moments(rows, n, block_rows, place) for rows in everything]
-    sides = list(_each(lambda m: _factor(*m, variance=variance, n=n), moments, place))
-    left, right = sides[: len(x)], sides[len(x) :] or sides
-    right_rows = everything[len(x) :] or everything
-    cross = _cross_products(everything[: len(x)], right_rows, left, right, n=n, block_rows=block_rows, place=place)
-    return _summarise(cross, left, right, solver=solver, n=n, place=place)
+    _check_shapes(everything)
+    factored = factor_all(everything, variance=variance, block_rows=block_rows, device=place)
+    left, right = factored[: len(x)], factored[len(x) :] or factored
+    return grid_of(left, right, solver=solver, block_rows=block_rows)
+
+
+def factor_all(
+    everything: Sequence[Rows],
+    *,
+    variance: float = 0.99,
+    n_kept: Sequence[int | None] | None = None,
+    block_rows: int = BLOCK_ROWS,
+    device: torch.device | None = None,
+) -> list[Factored]:
+    """Read each representation once and find its kept directions; parameters as for :func:`svcca_grid`.
+
+    Parameters
+    ----------
+    everything
+        Representations (n_samples, n_features).
+    variance, block_rows, device
+        As for :func:`svcca_grid`.
+    n_kept
+        For each, how many directions to keep instead of a share of the variance.
+    """
+    wanted = n_kept or [None] * len(everything)
+    prepared = [prepare(rows, block_rows=block_rows, device=device) for rows in everything]
+    sums = [gram(rows, block_rows=block_rows) for rows in prepared]
+
+    def factor(index: int) -> Factored:
+        rows, (total, products) = prepared[index], sums[index]
+        found = whiten(rows, rows.n_samples, total, products, variance=variance, n_kept=wanted[index])
+        return Factored(rows, found)
+
+    return list(_each(factor, range(len(prepared)), prepared[0].shift.device))
+
+
+def grid_of(
+    left: Sequence[Factored], right: Sequence[Factored], *, solver: str = "auto", block_rows: int = BLOCK_ROWS
+) -> SvccaGrid:
+    """Compare every factored representation on one side with every one on the other; see :func:`svcca_grid`."""
+    _check_solver(solver)
+    place = left[0].rows.shift.device
+    chosen = ("eigh" if place.type == "cpu" else "polar") if solver == "auto" else solver
+    return _summarise(_cross_products(left, right, block_rows=block_rows), left, right, solver=chosen)
 
 
 def mean_correlation_of(cross: Tensor, *, solver: str) -> Tensor:
@@ -169,7 +214,12 @@ def _nuclear_norm_by_products(cross: Tensor) -> Tensor:
     return norm
 
 
-def _check_shapes(everything: Sequence[Rows]) -> int:
+def _check_solver(solver: str) -> None:
+    if solver not in SOLVERS:
+        raise ValueError(f"`solver` must be one of {SOLVERS}; got {solver!r}")
+
+
+def _check_shapes(everything: Sequence[Rows]) -> None:
     if not everything:
         raise ValueError("`x` must hold at least one representation; got none")
     shapes = [tuple(rows.shape) for rows in everything]
@@ -179,105 +229,33 @@ def _check_shapes(everything: Sequence[Rows]) -> int:
         )
     if shapes[0][0] < 2:
         raise ValueError(f"representations must have at least 2 samples; got {shapes[0][0]}")
-    return int(shapes[0][0])
 
 
-def _device_of(rows: Rows) -> torch.device:
-    return rows.device if isinstance(rows, Tensor) else torch.device("cpu")
-
-
-def _block(rows: Rows, start: int, stop: int, place: torch.device) -> Tensor:
-    """Some rows in the precision of the products: float64 for float64 input, else float32."""
-    part = rows[start:stop]
-    tensor = part if isinstance(part, Tensor) else torch.from_numpy(np.ascontiguousarray(part))
-    return tensor.to(place, torch.float64 if tensor.dtype == torch.float64 else torch.float32)
-
-
-def _second_moments(rows: Rows, n: int, block_rows: int, place: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and centred second moments, in float64, and the spacing of the numbers as given.
-
-    The mean of the first block is taken out of every block, so that little is left to correct at the end.
-    """
-    first = _block(rows, 0, min(block_rows, n), place)
-    shift = first.double().mean(dim=0)
-    total, moments = torch.zeros_like(shift), torch.zeros(len(shift), len(shift), dtype=torch.float64, device=place)
-    largest = torch.zeros((), dtype=torch.float64, device=place)
-    for start in range(0, n, block_rows):
-        block = first if start == 0 else _block(rows, start, min(start + block_rows, n), place)
-        largest = torch.maximum(largest, block.abs().amax().double())
-        centred = block - shift.to(block.dtype)
-        total += centred.sum(dim=0, dtype=torch.float64)
-        _add_gram(moments, centred)
-    if not bool(torch.isfinite(moments).all()):
-        raise ValueError("representations must be finite; got NaN or Inf. Find the layer and step that made it")
-    upper = moments.triu()
-    rest = total / n
-    centred_moments = upper + upper.triu(1).mT - n * torch.outer(rest, rest)
-    rounding = largest * torch.finfo(first.dtype).eps
-    return shift + rest, centred_moments, rounding
-
-
-def _add_gram(moments: Tensor, centred: Tensor) -> None:
-    """Add the second moments of a block, the tiles on and above the diagonal only."""
-    d = centred.shape[1]
-    edges = [d * tile // _GRAM_TILES for tile in range(_GRAM_TILES + 1)] if d >= 256 else [0, d]
-    for start, stop in pairwise(edges):
-        moments[start:stop, start:] += centred[:, start:stop].mT @ centred[:, start:]
-
-
-def _factor(centre: Tensor, moments: Tensor, rounding: Tensor, *, variance: float, n: int) -> _Side:
-    values, vectors = torch.linalg.eigh(moments)
-    singular, vectors = values.flip(-1).clamp_min(0.0).sqrt(), vectors.flip(-1)
-    if float(singular[0]) <= 4 * float(rounding):
-        raise ValueError("representations must vary; got samples that are all equal, for which SVCCA is undefined")
-    k = int(count_kept(singular, variance, rounding=rounding, shape=(n, len(singular))))
-    return _Side(centre, vectors[:, :k] / singular[:k])
-
-
-def _cross_products(
-    x: Sequence[Rows],
-    y: Sequence[Rows],
-    left: Sequence[_Side],
-    right: Sequence[_Side],
-    *,
-    n: int,
-    block_rows: int,
-    place: torch.device,
-) -> Tensor:
+def _cross_products(left: Sequence[Factored], right: Sequence[Factored], *, block_rows: int) -> Tensor:
     """Products of all variates of one side with all of the other, (sum of k_x, sum of k_y), block by block of rows."""
-    same = y is x or [id(rows) for rows in x] == [id(rows) for rows in y]
-    exact = all(_block(rows, 0, 1, place).dtype == torch.float64 for rows in (*x, *y))
+    n, place = left[0].rows.n_samples, left[0].rows.shift.device
+    same = [id(side) for side in left] == [id(side) for side in right]
+    exact = all(side.rows.dtype == torch.float64 for side in (*left, *right))
     dtype = torch.float64 if exact else torch.float32
-    k_x, k_y = (sum(side.whitening.shape[1] for side in sides) for sides in (left, right))
-    cross = torch.zeros(k_x, k_y, dtype=dtype, device=place)
-    for start in range(0, n, block_rows):
-        stop = min(start + block_rows, n)
-        a = _variates(x, left, start, stop, dtype, place)
-        b = a if same else _variates(y, right, start, stop, dtype, place)
-        cross.addmm_(a.mT, b)
+    cross = torch.zeros(*(sum(side.n_kept for side in sides) for sides in (left, right)), dtype=dtype, device=place)
+    for start, stop in blocks(0, n, block_rows):
+        a = _variates(left, start, stop, dtype)
+        cross.addmm_(a.mT, a if same else _variates(right, start, stop, dtype))
     return cross
 
 
-def _variates(
-    everything: Sequence[Rows], sides: Sequence[_Side], start: int, stop: int, dtype: torch.dtype, place: torch.device
-) -> Tensor:
-    widths = [side.whitening.shape[1] for side in sides]
-    found = torch.empty(stop - start, sum(widths), dtype=dtype, device=place)
-    offset = 0
-    for rows, side, width in zip(everything, sides, widths, strict=True):
-        block = _block(rows, start, stop, place).to(dtype)
-        part = found[:, offset : offset + width]
-        torch.mm(block - side.centre.to(dtype), side.whitening.to(dtype), out=part)
-        offset += width
+def _variates(sides: Sequence[Factored], start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    widths = [side.n_kept for side in sides]
+    found = torch.empty(stop - start, sum(widths), dtype=dtype, device=sides[0].rows.shift.device)
+    for side, part in zip(sides, found.split(widths, dim=1), strict=True):
+        side.variates(start, stop, part)
     return found
 
 
-def _summarise(
-    cross: Tensor, left: Sequence[_Side], right: Sequence[_Side], *, solver: str, n: int, place: torch.device
-) -> SvccaGrid:
-    k_x, k_y = ([side.whitening.shape[1] for side in sides] for sides in (left, right))
+def _summarise(cross: Tensor, left: Sequence[Factored], right: Sequence[Factored], *, solver: str) -> SvccaGrid:
+    k_x, k_y = ([side.n_kept for side in sides] for sides in (left, right))
     parts = [part for rows in cross.split(k_x, dim=0) for part in rows.split(k_y, dim=1)]
-    means = list(_each(lambda part: mean_correlation_of(part, solver=solver), parts, place))
+    means = list(_each(lambda part: mean_correlation_of(part, solver=solver), parts, cross.device))
     squares = [part.square().sum(dtype=torch.float64) / min(part.shape) for part in parts]
     shape = (len(left), len(right))
     return SvccaGrid(
@@ -285,7 +263,7 @@ def _summarise(
         mean_square=np.array([float(value) for value in squares]).clip(0.0, 1.0).reshape(shape),
         n_kept_x=tuple(k_x),
         n_kept_y=tuple(k_y),
-        n_samples=n,
+        n_samples=left[0].rows.n_samples,
     )
 
 

@@ -1,4 +1,7 @@
-"""Isotropy: whether a cloud of vectors fills its space evenly or lies along a few directions."""
+"""Isotropy: whether a cloud of vectors fills its space evenly or lies along a few directions.
+
+All of these depend on the number of samples; :func:`dynprobe.metrics.isotropic_reference` says what even data give.
+"""
 
 import torch
 from torch import Tensor

@@ -10,7 +10,9 @@ from dynprobe.metrics._arrays import Array, Centred, OneKind, centre, like, pair
 from dynprobe.metrics.subspace import GRAM_UP_TO, check_share, count_kept, factor, mean_correlation
 
 
-def svcca_leave_group_out(x: OneKind, y: OneKind, groups: Array, *, variance: float = 0.99) -> OneKind:
+def svcca_leave_group_out(
+    x: OneKind, y: OneKind, groups: Array, *, variance: float = 0.99, n_kept: tuple[int, int] | None = None
+) -> OneKind:
     """SVCCA with each group of rows left out, from the Gram matrices of the groups: one pass over the data.
 
     Parameters
@@ -21,6 +23,9 @@ def svcca_leave_group_out(x: OneKind, y: OneKind, groups: Array, *, variance: fl
         (n_samples,) group of each row; at least two groups. Rows of one example belong in one group.
     variance
         Share of the variance kept of each side, in (0, 1].
+    n_kept
+        Keep exactly so many directions of `x` and of `y` instead (at most the numerical rank). Intervals need it: with a
+        number chosen anew without each group they are too short.
 
     Returns
     -------
@@ -55,7 +60,8 @@ def svcca_leave_group_out(x: OneKind, y: OneKind, groups: Array, *, variance: fl
             f"{labels.shape} with {len(names)} group(s)"
         )
     members = [torch.as_tensor(np.flatnonzero(labels == name), device=first.values.device) for name in names]
-    if variance > GRAM_UP_TO:
+    wanted = n_kept or (None, None)
+    if n_kept is None and variance > GRAM_UP_TO:
         return like(_refactored(first, second, members, variance), x, y)
     leading = torch.broadcast_shapes(first.values.shape[:-2], second.values.shape[:-2])
     joint = torch.cat([side.values.expand(*leading, *side.values.shape[-2:]) for side in (first, second)], dim=-1)
@@ -64,7 +70,8 @@ def svcca_leave_group_out(x: OneKind, y: OneKind, groups: Array, *, variance: fl
     for left_out in range(len(parts)):
         kept = parts[:left_out] + parts[left_out + 1 :]
         n_kept_rows = sum(len(rows) for i, rows in enumerate(members) if i != left_out)
-        values.append(_svcca_of_gram(_pooled_gram(kept), first, second, variance, n_rows=n_kept_rows))
+        gram = _pooled_gram(kept)
+        values.append(_svcca_of_gram(gram, first, second, variance, wanted, n_rows=n_kept_rows))
     return like(torch.stack(values, dim=-1), x, y)
 
 
@@ -99,23 +106,28 @@ def _pooled_gram(parts: list[tuple[int, Tensor, Tensor]]) -> Tensor:
     return sum((gram for _, _, gram in parts), between.mT @ between)
 
 
-def _svcca_of_gram(gram: Tensor, x: Centred, y: Centred, variance: float, *, n_rows: int) -> Tensor:
+def _svcca_of_gram(
+    gram: Tensor, x: Centred, y: Centred, variance: float, wanted: tuple[int | None, int | None], *, n_rows: int
+) -> Tensor:
     """SVCCA from the joint Gram matrix of two centred representations."""
     d_x = x.values.shape[-1]
-    white_x, k_x = _whitening("x", gram[..., :d_x, :d_x], x.rounding, variance, n_rows=n_rows)
-    white_y, k_y = _whitening("y", gram[..., d_x:, d_x:], y.rounding, variance, n_rows=n_rows)
+    white_x, k_x = _whitening("x", gram[..., :d_x, :d_x], x.rounding, variance, wanted[0], n_rows=n_rows)
+    white_y, k_y = _whitening("y", gram[..., d_x:, d_x:], y.rounding, variance, wanted[1], n_rows=n_rows)
     correlations = torch.linalg.svdvals(white_x.mT @ gram[..., :d_x, d_x:] @ white_y).clamp(0.0, 1.0)
     return (correlations.sum(dim=-1) / torch.minimum(k_x, k_y)).clamp(0.0, 1.0)
 
 
-def _whitening(name: str, gram: Tensor, rounding: Tensor, variance: float, *, n_rows: int) -> tuple[Tensor, Tensor]:
+def _whitening(
+    name: str, gram: Tensor, rounding: Tensor, variance: float, wanted: int | None, *, n_rows: int
+) -> tuple[Tensor, Tensor]:
     """Map (..., d, k) onto orthonormal variates, zero beyond a member's own number of directions, and that number."""
     values, vectors = torch.linalg.eigh(gram)
     singular = values.flip(-1).clamp_min(0.0).sqrt()
     # the rows as a whole are of size 1; what is left must stand out from the rounding of their means
     if bool((singular[..., 0] <= 4 * torch.finfo(gram.dtype).eps * n_rows**0.5).any()):
         raise ValueError(f"`{name}` must vary in all groups but one; got groups whose remaining rows are all equal")
-    kept = count_kept(singular, variance, rounding=rounding.expand(singular.shape[:-1]), shape=(n_rows, gram.shape[-1]))
+    known, shape = rounding.expand(singular.shape[:-1]), (n_rows, gram.shape[-1])
+    kept = count_kept(singular, variance, rounding=known, shape=shape, n_kept=wanted)
     k = int(kept.max())
     mask = torch.arange(k, device=kept.device) < kept.unsqueeze(-1)
     scale = torch.where(mask, 1 / torch.where(mask, singular[..., :k], torch.ones_like(singular[..., :k])), 0.0)

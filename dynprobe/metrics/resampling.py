@@ -126,6 +126,42 @@ def jackknife_interval(
     return _like(low, estimate, leave_out_estimates), _like(high, estimate, leave_out_estimates)
 
 
+def jackknife_bias(estimate: float, leave_out_estimates: Sequence[float]) -> float:
+    """How far a statistic lies above its value for the whole population, from its values without each group.
+
+    Parameters
+    ----------
+    estimate
+        The statistic of all data.
+    leave_out_estimates
+        Its value without each of at least two groups of about equal size.
+
+    Returns
+    -------
+    float
+        (g - 1) (mean θ_i - θ): exact when the bias falls as one over the number of data, as that of canonical correlations
+        nearly does.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two groups.
+
+    Notes
+    -----
+    Quenouille (1956). Of the size of its own error where the bias is small.
+
+    Examples
+    --------
+    >>> jackknife_bias(1.0, [1.5, 1.5, 1.5])
+    1.0
+    """
+    g = len(leave_out_estimates)
+    if g < 2:
+        raise ValueError(f"`leave_out_estimates` must hold a value for each of at least 2 groups; got {g}")
+    return float((g - 1) * (np.mean(leave_out_estimates) - estimate))
+
+
 def wilson_interval(successes: Array | int, n: Array | int, *, level: float = 0.95) -> tuple[Array, Array]:
     """Wilson score interval of a proportion, such as an accuracy.
 

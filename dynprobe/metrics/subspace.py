@@ -183,6 +183,8 @@ def count_kept(
     rank = (values > floor).sum(dim=-1).clamp_min(1)
     if n_kept is not None:
         return rank.clamp_max(n_kept)
+    if variance == 1.0:
+        return rank
     total = squares.sum(dim=-1, keepdim=True)
     slack = squaring + 2 * noise * (variance * (1 - variance)) ** 0.5 / total.sqrt()
     enough = torch.minimum((squares.cumsum(dim=-1) / total < variance - slack).sum(dim=-1) + 1, rank)

@@ -1,4 +1,4 @@
-"""Several pieces of work at once, each on one thread: small decompositions gain nothing from many threads of their own."""
+"""Several pieces of work at once: small decompositions gain nothing from many threads of their own."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +19,10 @@ def n_workers() -> int:
     return min(MAX_WORKERS, torch.get_num_threads())
 
 
-def in_parallel(function: Callable[[Item], Answer], items: Sequence[Item]) -> Iterator[Answer]:
-    """Answers for all items, in their order; torch is held to one thread per worker while the iteration lasts.
+def in_parallel(
+    function: Callable[[Item], Answer], items: Sequence[Item], *, workers: int | None = None
+) -> Iterator[Answer]:
+    """Answers for all items, in their order; torch's threads are shared out to the workers while the iteration lasts.
 
     Parameters
     ----------
@@ -28,26 +30,28 @@ def in_parallel(function: Callable[[Item], Answer], items: Sequence[Item]) -> It
         Touches nothing that another call changes.
     items
         What it is called with.
+    workers
+        At most so many at once; by default :func:`n_workers`.
 
     Examples
     --------
     >>> list(in_parallel(abs, [-1, 2, -3]))
     [1, 2, 3]
     """
-    workers = n_workers()
-    with _one_thread_each():
-        if workers == 1 or len(items) < 2:
+    most = max(1, min(n_workers(), workers or MAX_WORKERS))
+    with _threads_each(most):
+        if most == 1 or len(items) < 2:
             yield from map(function, items)
             return
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(most) as pool:
             yield from pool.map(function, items)
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Hold torch to one thread per operation; on a busy machine its idle threads cost more than they give."""
+def _threads_each(workers: int) -> Iterator[None]:
+    """Share torch's threads out to the workers; on a busy machine idle threads cost more than they give."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(max(1, before // workers))
     try:
         yield
     finally:

@@ -81,7 +81,7 @@ def _log_picture(
 
 def _points_data(points: list[tuple[float, float]], series: str) -> pd.DataFrame:
     table = pd.DataFrame(points, columns=["step", "value"]).assign(
-        series=series, low=math.nan, high=math.nan, chance=math.nan, status="measured", reason=None
+        series=series, low=math.nan, high=math.nan, chance=math.nan, reference=math.nan, status="measured", reason=None
     )
     table["step"] = table["step"].astype("Int64")
     table["reason"] = table["reason"].astype("string")

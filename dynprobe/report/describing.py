@@ -2,10 +2,10 @@
 
 import pandas as pd
 
-from dynprobe.report.wording import format_number, plural
+from dynprobe.report.wording import format_number, format_range, plural
 
 
-def describe_lines(data: pd.DataFrame, *, x_name: str, value_label: str) -> str:
+def describe_lines(data: pd.DataFrame, *, x_name: str, value_label: str, reference_kind: str = "reference") -> str:
     """Say for each series where it starts and ends and where its extremes are.
 
     Parameters
@@ -16,6 +16,8 @@ def describe_lines(data: pd.DataFrame, *, x_name: str, value_label: str) -> str:
         What the horizontal axis counts: ``"layer"`` or ``"step"``.
     value_label
         What is measured, with its unit.
+    reference_kind
+        Which data the reference is the value of, such as ``"isotropic"``.
 
     Returns
     -------
@@ -31,7 +33,10 @@ def describe_lines(data: pd.DataFrame, *, x_name: str, value_label: str) -> str:
         sentences.append(f"{series}: {_course(known, x_name)}{_unknown(rows, x_name)}.")
     chance = data["chance"].dropna()
     if len(chance):
-        sentences.append(f"Chance level: {_range(chance)}.")
+        sentences.append(f"Chance level: {format_range(chance)}.")
+    reference = data["reference"].dropna()
+    if len(reference):
+        sentences.append(f"{reference_kind.capitalize()} data of the same size: {format_range(reference)}.")
     return " ".join(sentences)
 
 
@@ -71,8 +76,3 @@ def _unknown(rows: pd.DataFrame, x_name: str) -> str:
 
 def _statuses(rows: pd.DataFrame) -> str:
     return ", ".join(dict.fromkeys(map(str, rows["status"])))
-
-
-def _range(values: pd.Series) -> str:
-    low, high = format_number(values.min()), format_number(values.max())
-    return low if low == high else f"{low} to {high}"

@@ -1,5 +1,7 @@
 """A picture of kind "lines" on a Matplotlib figure."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,15 +13,19 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from dynprobe.report.glyphs import figure_text
 from dynprobe.report.palette import colour, dash, marker
 from dynprobe.report.picture import Ink, Picture
+from dynprobe.report.wording import format_range
 
 MOST_MARKERS = 40
 MOST_TICKS = 14
 _HATCH = "////"
 _CHANCE = "#e9eaee"
+REFERENCE: dict[str, Any] = {"color": "#5a606b", "linewidth": 1.3, "linestyle": (0, (1, 1.6))}
+# A reference farther from the values than this share of their range would press them flat; it is said in words.
+_REACH = 0.5
 
 
 def draw_lines(picture: Picture, figure: Figure) -> None:
-    """Draw each series with its interval; chance as a grey band, what was not measured as a hatched one."""
+    """Draw each series with its interval; chance as a grey band, a reference dotted, what was not measured hatched."""
     axes = figure.add_subplot()
     axes.grid(axis="y", color="#e4e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -30,9 +36,10 @@ def draw_lines(picture: Picture, figure: Figure) -> None:
         handles.append(_draw_series(axes, rows, ink, weight=1.0 - rank / len(picture.inks)))
         names.append(figure_text(series))
     _set_axis(axes, picture)
-    for patch, name in (_hatch_missing(axes, picture), _shade_chance(axes, picture.data)):
-        if patch is not None:
-            handles.append(patch)
+    marks = (_hatch_missing(axes, picture), _shade_chance(axes, picture.data), _mark_reference(axes, picture))
+    for handle, name in marks:
+        if handle is not None:
+            handles.append(handle)
             names.append(name)
     _legend(figure, handles, names)
 
@@ -110,6 +117,25 @@ def _shade_chance(axes: Axes, data: pd.DataFrame) -> tuple[Patch | None, str]:
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)
     return Patch(facecolor=_CHANCE, edgecolor="#8a8f98", linestyle=(0, (2, 2))), "at or below chance"
+
+
+def _mark_reference(axes: Axes, picture: Picture) -> tuple[Line2D | None, str]:
+    """A dotted line at what ideal data give, where it is near the values; else its number and in which direction it lies."""
+    known = picture.data.dropna(subset=["reference"]).groupby("x")["reference"].mean()
+    if known.empty:
+        return None, ""
+    name = f"{picture.reference_kind}: {format_range(known)}"
+    bottom, top = axes.get_ylim()
+    span = top - bottom
+    if known.max() > top + _REACH * span or known.min() < bottom - _REACH * span:
+        name += " ↑" if known.max() > top else " ↓"
+        return Line2D([], [], **REFERENCE), figure_text(name)
+    sides = axes.get_xlim()
+    x, level = (values.to_numpy(dtype=float) for values in (known.index, known))
+    axes.plot(np.r_[sides[0], x, sides[1]], np.r_[level[0], level, level[-1]], zorder=2, **REFERENCE)
+    axes.set_xlim(sides)
+    axes.set_ylim(min(bottom, level.min() - 0.04 * span), max(top, level.max() + 0.04 * span))
+    return Line2D([], [], **REFERENCE), figure_text(name)
 
 
 def _legend(figure: Figure, handles: list[Line2D | Patch], names: list[str]) -> None:

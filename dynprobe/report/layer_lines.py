@@ -8,7 +8,7 @@ from dynprobe.report.describing import describe_lines
 from dynprobe.report.phrases import AGAINST, heading, picture_key, value_label
 from dynprobe.report.picture import LINE_COLUMNS, Ink, Picture
 from dynprobe.report.readings import Readings, last_steps
-from dynprobe.report.sections import section_of
+from dynprobe.report.sections import reference_kind, section_of
 from dynprobe.result import MetricInfo
 
 
@@ -85,7 +85,7 @@ def _line_picture(
         section=section_of(metric),
         group=metric,
         title=title,
-        alt=describe_lines(data, x_name=x_name, value_label=label),
+        alt=describe_lines(data, x_name=x_name, value_label=label, reference_kind=reference_kind(metric)),
         kind="lines",
         data=data,
         x_label="layer" if x_name == "layer" else "training step",
@@ -93,4 +93,5 @@ def _line_picture(
         value_label=label,
         inks=inks,
         secondary=comparison == "consecutive",
+        reference_kind=reference_kind(metric),
     )

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
-LINE_COLUMNS = ("series", "x", "value", "low", "high", "chance", "status", "reason")
+LINE_COLUMNS = ("series", "x", "value", "low", "high", "chance", "reference", "status", "reason")
 HEATMAP_COLUMNS = ("x", "y", "value", "status", "reason")
 
 
@@ -49,6 +49,8 @@ class Picture:
         Colour and dash of each series; a run has the same colour in every picture.
     secondary
         True for a picture that a page may fold away.
+    reference_kind
+        Which data of the same size the column ``reference`` is the value of: ``"isotropic"`` or any ``"reference"``.
     """
 
     key: str
@@ -65,6 +67,7 @@ class Picture:
     darker_is_lower: bool = False
     inks: Mapping[str, Ink] = field(default_factory=dict)
     secondary: bool = False
+    reference_kind: str = "reference"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inks", MappingProxyType(dict(self.inks)))

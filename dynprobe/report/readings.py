@@ -97,7 +97,7 @@ def _without_unmeasured_numbers(table: pd.DataFrame) -> pd.DataFrame:
     table.loc[not_finite, "status"] = "undefined"
     table.loc[not_finite & table["reason"].isna(), "reason"] = NOT_FINITE
     table.loc[~measured | not_finite, ["value", "low", "high"]] = np.nan
-    for column in ("low", "high", "chance"):
+    for column in ("low", "high", "chance", "reference"):
         table[column] = table[column].where(np.isfinite(table[column].to_numpy(dtype=float)))
     return table
 

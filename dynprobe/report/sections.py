@@ -32,7 +32,9 @@ SECTIONS = (
     Section(
         "isotropy",
         "Isotropy of [CLS]",
-        "How evenly the vectors of the probe examples fill the space, layer by layer, at the first and the last step.",
+        "How evenly the vectors of the probe examples fill the space, layer by layer, at the first and the last step. "
+        "No sample of finite size looks perfectly even: a dotted line marks what isotropic data of the same size "
+        "would give; an arrow beside its number says that it lies outside the picture.",
     ),
     Section(
         "probes",
@@ -80,6 +82,17 @@ def section_of(metric: str) -> str:
     ('layers', 'other')
     """
     return _METRIC_SECTIONS.get(metric, "other")
+
+
+def reference_kind(metric: str) -> str:
+    """Which data of the same size the column ``reference`` of a metric is the value of.
+
+    Examples
+    --------
+    >>> reference_kind("isoscore"), reference_kind("my_metric")
+    ('isotropic', 'reference')
+    """
+    return "isotropic" if section_of(metric) == "isotropy" else "reference"
 
 
 def metric_order(metric: str) -> tuple[int, str]:

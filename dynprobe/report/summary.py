@@ -7,8 +7,8 @@ import pandas as pd
 
 from dynprobe.report.phrases import value_label
 from dynprobe.report.readings import Readings, last_steps, status_text
-from dynprobe.report.sections import low_means_change, metric_order
-from dynprobe.report.wording import format_interval, format_number, short_label
+from dynprobe.report.sections import low_means_change, metric_order, reference_kind
+from dynprobe.report.wording import format_interval, format_number, format_range, short_label
 from dynprobe.result import MetricInfo
 
 
@@ -26,7 +26,8 @@ def summary_rows(
     """One row per metric and comparison at the last step of each subject.
 
     A value per layer is summed up by the layer that changed most: the lowest similarity, the highest
-    divergence. A value of one snapshot alone is shown for the last layer, at the first and the last step.
+    divergence. A value of one snapshot alone is shown for the last layer, at the first and the last step. Where there is
+    a reference, such as what isotropic data of the same size give, it stands behind the name of the measure.
 
     Parameters
     ----------
@@ -60,7 +61,12 @@ def _measure(info: MetricInfo, rows: pd.DataFrame, metric: str, variant: str) ->
     if not within:
         # The heads of the columns of pairs say already what is compared there.
         words.append("since the start" if (rows["comparison"] == "from_start").any() else "")
-    return ", ".join(word for word in words if word)
+    return ", ".join(word for word in words if word) + _reference(rows, metric)
+
+
+def _reference(rows: pd.DataFrame, metric: str) -> str:
+    known = rows["reference"].dropna()
+    return f"; {reference_kind(metric)}: {format_range(known)}" if len(known) else ""
 
 
 def _cell(rows: pd.DataFrame, metric: str) -> str:

@@ -100,6 +100,19 @@ def format_interval(value: float, low: float, high: float) -> str:
     return text
 
 
+def format_range(values: Iterable[float]) -> str:
+    """The lowest and the highest of some numbers, or the one that all of them show.
+
+    Examples
+    --------
+    >>> format_range([0.5, 0.2]), format_range([0.5, 0.5])
+    ('0.200 to 0.500', '0.500')
+    """
+    known = list(values)
+    low, high = format_number(min(known)), format_number(max(known))
+    return low if low == high else f"{low} to {high}"
+
+
 def plural(count: int, word: str) -> str:
     """A count with its word.
 

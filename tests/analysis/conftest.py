@@ -37,6 +37,7 @@ class Recipe:
     attention: bool = True
     pooled: tuple[str, ...] = ("first", "mean")
     n_virtual: int = 0
+    causal: bool = False
     dtype: Any = np.float16
     probe_seed: int = 0
     max_steps: int | None = None
@@ -113,7 +114,10 @@ def _write_attention(file: FileWriter, recipe: Recipe, probe: ProbeSet, where: t
     shape = np.stack([n_query, n_key], axis=1).astype(np.int32)
     file.write(f"main/{stack}/index/{prefix}attention_shape", shape)
     for layer in range(1, recipe.n_layers + 1):
-        blocks = [_softmax(noise(recipe.n_heads, q, k)).ravel() for q, k in zip(n_query, n_key, strict=True)]
+        scores = [noise(recipe.n_heads, q, k) for q, k in zip(n_query, n_key, strict=True)]
+        if recipe.causal and kind == "self" and stack != "encoder":
+            scores = [np.where(np.tri(*x.shape[1:], k=recipe.n_virtual, dtype=bool), x, -np.inf) for x in scores]
+        blocks = [_softmax(x).ravel() for x in scores]
         flat = np.concatenate(blocks).astype(recipe.dtype)
         facts = {"n_heads": recipe.n_heads, "n_virtual_keys": recipe.n_virtual}
         file.write(f"main/{stack}/{kind}_attention/{layer}", flat, **facts)

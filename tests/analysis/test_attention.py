@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
 
-from dynprobe.analysis import attention_js, pairs_between, pairs_from_start
+from dynprobe.analysis import attention_js, moments, pairs_between, pairs_from_start
+from dynprobe.analysis.attention_rows import LayerReader
+from dynprobe.analysis.causality import informative, is_causal
 
 
-def slow_js(run, step_a, step_b, *, layer, stack="model", kind="self", specials=False):
-    """(n_examples, n_heads), one scipy call per query."""
+def slow_js(run, step_a, step_b, *, layer, stack="model", kind="self", specials=False, causal=False):
+    """(n_examples, n_heads), one scipy call per query; NaN where none is left."""
     probe, a, b = run.probe_set, run[step_a], run[step_b]
     key_stack = "encoder" if kind == "cross" else stack
     values = []
@@ -20,9 +22,11 @@ def slow_js(run, step_a, step_b, *, layer, stack="model", kind="self", specials=
             queries = queries[~probe.special[stack][example][probe.real[stack][example]]]
             plain = ~probe.special[key_stack][example][probe.real[key_stack][example]]
             keys = np.concatenate([np.arange(n_virtual), n_virtual + np.flatnonzero(plain)])
+        if causal:
+            queries = [query for query in queries if sum(key - n_virtual <= query for key in keys) > 1]
         p, q = p[:, queries][:, :, keys], q[:, queries][:, :, keys]
         values.append([[jensenshannon(x, y) ** 2 for x, y in zip(*pq, strict=True)] for pq in zip(p, q, strict=True)])
-    return np.array([[np.mean(head) for head in example] for example in values])
+    return np.array([[np.mean(head) if head else np.nan for head in example] for example in values])
 
 
 @pytest.mark.parametrize("specials", [False, True])
@@ -134,3 +138,124 @@ def test_note_names_the_choice_of_special_tokens(make_run):
     pairs = pairs_from_start(make_run())
     assert "without special tokens" in attention_js(pairs).notes[0]
     assert "special tokens included" in attention_js(pairs, specials=True).notes[0]
+
+
+# --- causal stacks: a query with one key to attend to is constant by construction
+
+
+@pytest.mark.parametrize("specials", [False, True])
+@pytest.mark.parametrize("left_padded", [False, True])
+def test_causal_attention_is_averaged_without_its_first_query(make_run, specials, left_padded):
+    run = make_run(causal=True, drift=0.2, lengths=(4, 9), left_padded=left_padded)
+    rows = attention_js(pairs_from_start(run), specials=specials).select(layer=1, step_a=6)
+    expected = slow_js(run, 6, 0, layer=1, specials=specials, causal=True)
+    with_first = slow_js(run, 6, 0, layer=1, specials=specials)
+    assert (with_first < expected).all(), "the first query adds a zero to each mean"
+    np.testing.assert_allclose(rows["value"].iloc[0], expected.mean(), rtol=1e-9)
+    np.testing.assert_allclose(rows["value"].iloc[1:], expected.mean(axis=0), rtol=1e-9)
+    assert (rows["n"] == 12).all()
+
+
+def test_values_and_rounding_floor_are_of_the_queries_that_count(make_run):
+    run = make_run(causal=True, lengths=(4, 9))
+    read = LayerReader("model", "self", 1, specials=False)
+    n_kept = run.probe_set.real["model"][:12].sum(axis=1) - 2
+    for causal, n_queries in ((True, n_kept - 1), (False, n_kept)):
+        bundles = read(moments(run)[0], tuple(range(12)), causal=causal)
+        assert sum(len(bundle.floor) for bundle in bundles) == 3 * n_queries.sum()
+        assert sum(len(bundle.probabilities) for bundle in bundles) == 3 * n_queries.sum()
+        assert all(((bundle.probabilities > 0).sum(axis=1) > 1).all() for bundle in bundles) is causal
+
+
+def test_virtual_keys_give_the_first_query_a_choice(make_run):
+    run = make_run(causal=True, n_virtual=3, drift=0.2)
+    value = attention_js(pairs_from_start(run)).select(layer=1, step_a=6).iloc[0]["value"]
+    np.testing.assert_allclose(value, slow_js(run, 6, 0, layer=1).mean(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("specials", [False, True])
+def test_an_example_of_one_token_gives_no_value(make_run, specials):
+    # Two special tokens around one or two others: with one, nothing is left of a causal stack.
+    run = make_run(causal=True, drift=0.2, lengths=(3, 4) if not specials else (1, 3))
+    frame = attention_js(pairs_from_start(run), specials=specials).select(layer=1, step_a=6)
+    expected = slow_js(run, 6, 0, layer=1, specials=specials, causal=True)
+    known = np.isfinite(expected).all(axis=1)
+    assert 0 < known.sum() < 12
+    assert (frame["n"] == known.sum()).all()
+    np.testing.assert_allclose(frame["value"].iloc[0], expected[known].mean(), rtol=1e-9)
+
+
+def test_nothing_left_of_a_causal_stack_is_undefined(make_run):
+    said = {"model": {"stacks": [{"name": "model", "causal": True}]}}
+    frame = attention_js(pairs_from_start(make_run(lengths=(3, 3), causal=True, manifest=said))).frame
+    assert set(frame["status"]) == {"undefined"}
+    assert frame["reason"].str.contains("no example has a token left").all()
+
+
+def test_only_the_causal_stack_of_two_is_cut_and_cross_attention_never(make_run):
+    run = make_run(stacks=("encoder", "decoder"), causal=True, drift=0.2, lengths=(4, 9))
+    frame = attention_js(pairs_from_start(run)).frame
+    rows = frame[frame["head"].isna() & (frame["step_a"] == 6) & (frame["layer"] == 2)]
+    expected = [
+        slow_js(run, 6, 0, layer=2, stack="encoder"),
+        slow_js(run, 6, 0, layer=2, stack="decoder", causal=True),
+        slow_js(run, 6, 0, layer=2, stack="decoder", kind="cross"),
+    ]
+    np.testing.assert_allclose(rows["value"].astype(float), [part.mean() for part in expected], rtol=1e-9)
+
+
+def test_beside_an_attention_that_sees_everything_the_first_query_counts(make_run):
+    backwards, both_ways = make_run("a", causal=True, lengths=(4, 9)), make_run("b", lengths=(4, 9))
+    frame = attention_js(pairs_between(backwards, both_ways), specials=True).select(step_a=0, layer=1)
+    assert "left out" not in " ".join(attention_js(pairs_between(backwards, both_ways)).notes)
+    values = []
+    for p, q in zip(backwards[0].attentions(1), both_ways[0].attentions(1), strict=True):
+        rows = zip(p.astype(float).reshape(-1, p.shape[2]), q.astype(float).reshape(-1, p.shape[2]), strict=True)
+        values.append(np.mean([jensenshannon(x, y) ** 2 for x, y in rows]))
+    np.testing.assert_allclose(frame["value"].iloc[0], np.mean(values), rtol=1e-9)
+
+
+def said(causal, name="model"):
+    return {"model": {"name": "synthetic", "stacks": [{"name": name, "causal": causal}]}}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ({"causal": True}, True),
+        ({"causal": True, "n_virtual": 3}, True),
+        ({}, False),
+        ({"n_virtual": 3}, False),
+        ({"causal": True, "attention": False}, False),
+        ({"lengths": (1, 1)}, False),
+        ({"manifest": said(causal=True)}, True),
+        ({"causal": True, "manifest": said(causal=False)}, False),
+        ({"causal": True, "manifest": said(causal=False, name="decoder")}, True),
+        ({"causal": True, "manifest": {"model": {"stacks": "many"}}}, True),
+        ({"causal": True, "manifest": {"model": {"stacks": [7, {"name": "model", "causal": "no"}]}}}, True),
+    ],
+)
+def test_a_run_says_whether_it_is_causal_or_its_attention_shows_it(make_run, recipe, expected):
+    assert is_causal(moments(make_run(**recipe))[0], "model") is expected
+
+
+def test_which_queries_have_a_choice():
+    keys = np.array([0, 1, 3, 4])  # one virtual key, then tokens 0, 2 and 3
+    np.testing.assert_array_equal(informative(np.array([0, 2, 3]), keys, n_virtual=1), [0, 2, 3])
+    np.testing.assert_array_equal(informative(np.array([0, 2, 3]), keys[1:], n_virtual=1), [2, 3])
+    assert informative(np.array([0]), np.array([0]), n_virtual=0).size == 0
+
+
+def test_a_note_says_that_the_first_token_of_causal_attention_is_left_out(make_run):
+    causal, other = (attention_js(pairs_from_start(make_run(str(c), causal=c))) for c in (True, False))
+    assert any("with only itself to attend to" in note for note in causal.notes)
+    assert not any("itself" in note for note in other.notes)
+
+
+# --- resolution
+
+
+def test_rows_carry_the_coarser_spacing_of_both_snapshots(make_run):
+    wide, narrow = make_run("a", dtype=np.float32), make_run("b")
+    for pairs, dtype in ((pairs_between(wide, narrow), np.float16), (pairs_from_start(wide), np.float32)):
+        assert (attention_js(pairs).frame["resolution"] == np.finfo(dtype).eps).all()

@@ -36,7 +36,13 @@ def test_provenance(make_run):
     assert found["runs"]["b"]["probe_fingerprint"] == a.probe_set.fingerprint
     assert found["runs"]["a"]["steps"] == [0, 2, 6]
     assert found["scalars"]["b"][0] == {"step": 0, "loss": 1.0}
-    assert found["options"] == {"metrics": ["accuracy"], "specials": False, "level": 0.95, "seed": 5}
+    assert found["options"] == {
+        "metrics": ["accuracy"],
+        "specials": False,
+        "standardize": False,
+        "level": 0.95,
+        "seed": 5,
+    }
     assert "dynprobe" in found
 
 

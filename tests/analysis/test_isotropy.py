@@ -1,9 +1,11 @@
 """Isotropy of pooled vectors against numpy, and where it is undefined."""
 
 import numpy as np
+import pytest
 
 from dynprobe.analysis import isotropy, moments
 from dynprobe.analysis.catalog import ISOTROPY
+from dynprobe.metrics import isotropic_reference
 
 
 def by_hand(x):
@@ -65,3 +67,39 @@ def test_no_pooled_vectors(make_run):
 
 def test_only_the_wanted_measures(make_run):
     assert set(isotropy(moments(make_run()), metrics=["ev1"]).frame["metric"]) == {"ev1"}
+
+
+def test_rows_say_what_isotropic_data_of_the_same_size_give(make_run):
+    frame = isotropy(moments(make_run(n_examples=400, d_model=8))).frame
+    measured = frame[frame["status"] == "measured"]
+    even = isotropic_reference(400, 8)
+    expected = {"ev1": even.first_share, "cls_correlation": even.mean_correlation, **even._asdict()}
+    for metric, rows in measured.groupby("metric"):
+        if metric == "cls_std_mean":
+            assert rows["reference"].isna().all(), "a standard deviation has a scale"
+        else:
+            assert (rows["reference"] == expected[metric]).all()
+    # The recipe draws independent normal numbers. What they lack to a whole sphere is, up to 1/n, a χ² of 35 degrees of
+    # freedom (the free entries of a symmetric 8 × 8 matrix of given trace), so that its relative spread is √(2/35).
+    rows = measured.set_index(["metric", "position", "layer", "step_a"]).loc[:, "mean", 1, 0]
+    for metric, best in (("isoscore", 1.0), ("effective_rank", 8.0), ("participation_ratio", 8.0)):
+        lacking = (best - rows.loc[metric, "value"]) / (best - rows.loc[metric, "reference"])
+        assert lacking == pytest.approx(1.0, abs=4 * np.sqrt(2 / 35))
+
+
+def test_what_is_undefined_has_no_reference(make_run):
+    frame = isotropy(moments(make_run())).frame
+    assert frame.loc[frame["status"] == "undefined", "reference"].isna().all()
+    assert isotropy(moments(make_run("b", d_model=1))).frame["reference"].isna().all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_rows_carry_the_spacing_of_the_stored_vectors(make_run, dtype):
+    assert (isotropy(moments(make_run(dtype=dtype))).frame["resolution"] == np.finfo(dtype).eps).all()
+
+
+def test_runs_of_one_probe_set_are_measured_on_the_same_number_of_vectors(make_run):
+    runs = make_run("a", n_attention=3, drop_rows=50), make_run("b", steps=(0, 9), hidden=False)
+    found = isotropy([moment for run in runs for moment in moments(run)]).frame
+    assert set(found["run_a"]) == {"a", "b"}
+    assert set(found["n"]) == {runs[0].probe_set.n_examples}

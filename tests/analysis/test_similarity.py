@@ -1,12 +1,18 @@
 """SVCCA and CKA against direct computation; identical states, chance, rows, layer maps, statuses."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
-import torch
 
 from dynprobe.analysis import hidden_state_similarity, pairs_between, pairs_from_start
-from dynprobe.analysis.cka_sides import CkaSide, leave_group_out, similarity
-from dynprobe.metrics import linear_cka_similarity, svcca_similarity
+from dynprobe.metrics import (
+    jackknife_interval,
+    linear_cka_similarity,
+    principal_subspace,
+    subspace_correlations,
+    svcca_similarity,
+)
 
 SVCCA, CKA = "svcca_similarity", "linear_cka_similarity"
 ROUNDING = 1e-10  # float64 through a Gram matrix of condition about 100 d
@@ -119,31 +125,65 @@ def test_hardly_any_token(make_run):
     assert frame["reason"].str.contains("share 2 tokens").all()
 
 
-def test_cka_without_a_group_equals_the_metric_without_its_rows():
-    rng = np.random.default_rng(0)
-    x, groups = rng.normal(size=(60, 5)) + 3, np.arange(60) % 4
-    y = x @ rng.normal(size=(5, 7)) + rng.normal(size=(60, 7))
-    a, b = CkaSide.of(torch.from_numpy(x)), CkaSide.of(torch.from_numpy(y))
-    assert abs(similarity(a, b) - linear_cka_similarity(x, y, debiased=True)) < 1e-12
-    found = leave_group_out(a, b, torch.from_numpy(groups), 4)
-    expected = [linear_cka_similarity(x[groups != g], y[groups != g], debiased=True) for g in range(4)]
-    np.testing.assert_allclose(found, expected, atol=1e-12)
-
-
-def test_cka_of_equal_rows_is_undefined():
-    with pytest.raises(ValueError, match="observations must vary"):
-        CkaSide.of(torch.ones(5, 3) / 3)
-
-
-def test_cka_needs_four_rows():
-    side = CkaSide.of(torch.eye(3))
-    with pytest.raises(ValueError, match="at least 4 samples; got 3"):
-        similarity(side, side)
-
-
-def test_many_tokens_are_cut_to_whole_examples(make_run):
+def test_all_shared_tokens_are_used(make_run):
     run = make_run(n_examples=100, n_attention=1, lengths=(60, 80), steps=(0, 1), n_layers=1, labels=None)
-    result = hidden_state_similarity(pairs_from_start(run))
-    n = int(result.frame["n"].iloc[0])
-    assert 4096 <= n < 4096 + 80
-    assert any(f"{n} of" in note for note in result.notes)
+    result = hidden_state_similarity(pairs_from_start(run), specials=True)
+    assert set(result.frame["n"]) == {len(run[0].hidden_rows())}
+
+
+def test_interval_bias_and_groups_equal_the_metrics_without_each_group(make_run):
+    run = make_run(n_examples=60, drift=0.3)
+    row = hidden_state_similarity(pairs_from_start(run)).select(layer=1, step_a=6).set_index("metric")
+    keep = plain_rows(run, 0)
+    x, y = (run[step].hidden_states(1).astype(np.float64)[keep] for step in (6, 0))
+    examples = run[0].hidden_rows()[keep][:, 0]
+    starts = np.unique(examples, return_index=True)[1]
+    wanted = np.linspace(0, len(x), 11)[1:-1]
+    edges = [0, *(starts[np.abs(starts - w).argmin()] for w in wanted), len(x)]
+    k = int(row.loc[SVCCA, "n_kept"])
+
+    def svcca(kept):
+        a, b = (principal_subspace(side[kept], n_kept=k) for side in (x, y))
+        return float(subspace_correlations(a, b).mean())
+
+    def cka(kept):
+        return float(linear_cka_similarity(x[kept], y[kept], debiased=True))
+
+    for metric, measure in ((SVCCA, svcca), (CKA, cka)):
+        left_out = [measure(np.r_[0:start, stop : len(x)]) for start, stop in pairwise(edges)]
+        low, high = jackknife_interval(row.loc[metric, "value"], left_out)
+        assert abs(row.loc[metric, "low"] - max(low, 0.0 if metric == SVCCA else -1.0)) < 1e-8
+        assert abs(row.loc[metric, "high"] - min(high, 1.0)) < 1e-8
+        assert abs(row.loc[metric, "bias"] - 9 * (np.mean(left_out) - row.loc[metric, "value"])) < 1e-8
+
+
+def test_the_number_of_directions_is_held_over_steps_and_runs(make_run):
+    """The start of the first run decides; what each snapshot would choose itself stands beside it."""
+    a, b = make_run("a", seed=1, drift=0.5), make_run("b", seed=2, drift=0.5)
+    rows = hidden_state_similarity([*pairs_from_start(a), *pairs_from_start(b), *pairs_between(a, b)]).select(
+        metric=SVCCA, layer=2
+    )
+    keep = plain_rows(a, 0)
+    k = int(principal_subspace(a[0].hidden_states(2)[keep]).n_kept)
+    assert set(rows["n_kept"]) == {k}
+    last = rows[(rows["comparison"] == "between") & (rows["step_a"] == 6)].iloc[0]
+    x, y = (run[6].hidden_states(2)[keep] for run in (a, b))
+    assert abs(last["free_value"] - svcca_similarity(x, y)) < ROUNDING
+    held = [principal_subspace(side.astype(np.float64), n_kept=k) for side in (x, y)]
+    assert abs(last["value"] - subspace_correlations(*held).mean()) < ROUNDING
+
+
+def test_standardized_features_have_equal_weight(make_run):
+    run = make_run(drift=0.2)
+    keep = plain_rows(run, 0)
+    row = hidden_state_similarity(pairs_from_start(run), standardize=True).select(layer=1, step_a=6).set_index("metric")
+    x, y = (run[step].hidden_states(1).astype(np.float64)[keep] for step in (6, 0))
+    x, y = ((side - side.mean(0)) / side.std(0) for side in (x, y))
+    assert abs(row.loc[CKA, "value"] - linear_cka_similarity(x, y, debiased=True)) < 1e-6  # scaled rows are float32
+    assert abs(row.loc[SVCCA, "free_value"] - svcca_similarity(x, y)) < 1e-6
+
+
+def test_every_value_says_how_exactly_the_states_were_stored(make_run):
+    run = make_run()
+    frame = hidden_state_similarity(pairs_from_start(run)).frame
+    assert set(frame["resolution"]) == {run[0].resolution("hidden_states", 1)}

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import Trainer
@@ -38,13 +39,15 @@ def options(monkeypatch: pytest.MonkeyPatch, run_dir: Path, **more: Any) -> None
 def test_a_trainer_is_captured_as_the_environment_says(
     make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a_new_program: Path
 ) -> None:
-    options(monkeypatch, tmp_path / "run", settings={"schedule": "every:5", "attention": 3})
+    asked = {"schedule": "every:5", "attention": 3, "attention_dtype": "float32"}
+    options(monkeypatch, tmp_path / "run", settings=asked)
     trainer = make_trainer()
     attach_from_environment(trainer)
     trainer.train()
     run = open_run(tmp_path / "run")
     assert run.steps == (0, 5, 10, 12)
     assert len(run[0].attention_examples()) == 3
+    assert run[12].attentions(1).dtype == np.float32
     assert news(a_new_program) == [{"event": "trainer"}]
 
 

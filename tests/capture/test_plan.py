@@ -116,7 +116,16 @@ def test_sizes_in_words() -> None:
     assert [show_bytes(n) for n in (3, 4_500, 2_000_000, 3.25e9)] == ["3 bytes", "4.5 kB", "2 MB", "3.25 GB"]
 
 
-@pytest.mark.parametrize("words", [{"hidden": "some"}, {"attention": "0"}, {"schedule": "x"}, {"budget": "x"}])
+@pytest.mark.parametrize("value", ["float64", "bfloat16", "16", ""])
+def test_attention_is_stored_in_one_of_two_types(value: str) -> None:
+    with pytest.raises(UsageError, match=f"`attention_dtype` must be 'float16' or 'float32'; got '{value}'"):
+        CaptureSettings(attention_dtype=value)
+    assert settings_from_words(attention_dtype="float32") == CaptureSettings(attention_dtype="float32")
+
+
+@pytest.mark.parametrize(
+    "words", [{"hidden": "some"}, {"attention": "0"}, {"schedule": "x"}, {"budget": "x"}, {"attention_dtype": "half"}]
+)
 def test_settings_say_what_they_expect(words: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="must be"):
         settings_from_words(**words)
@@ -148,6 +157,33 @@ def test_only_what_was_left_to_the_budget_is_reduced() -> None:
     assert plan.n_attention_examples == 4
 
 
+def test_attention_in_float32_is_counted() -> None:
+    probe, whole = probe_set(), 10**12
+    plans = {
+        dtype: make_plan(architecture(), probe, CaptureSettings(attention_dtype=dtype, budget=whole), max_steps=1000)
+        for dtype in ("float16", "float32")
+    }
+    # 64 examples of 40 tokens, 4 heads in each of 4 layers, two bytes more for each
+    extra = 64 * 40 * 40 * 4 * 4 * 2
+    assert plans["float32"].bytes_per_snapshot == plans["float16"].bytes_per_snapshot + extra
+    assert plans["float32"].attention_dtype == "float32"
+    budget = 9 * plans["float16"].bytes_per_snapshot
+    small = make_plan(architecture(), probe, CaptureSettings(attention_dtype="float32", budget=budget), max_steps=1000)
+    assert small.n_attention_examples == 32
+    assert "attention of 32 examples instead of 64" in small.notes[0]
+
+
+def test_cross_attention_in_float32_is_counted() -> None:
+    stacks = tuple(Stack(name, 2, 16, 4, name == "decoder", ("first", "mean")) for name in ("encoder", "decoder"))
+    both = Architecture(stacks, frozenset(), "bart", "BartModel", "bart", 1, 1)
+    probe = ProbeSet.from_features([{"input_ids": np.arange(5, 15), "decoder_input_ids": np.arange(5, 12)}])
+    sizes = [
+        make_plan(both, probe, CaptureSettings(attention_dtype=dtype), max_steps=10).bytes_per_snapshot
+        for dtype in ("float16", "float32")
+    ]
+    assert sizes[1] - sizes[0] == 4 * 2 * (10 * 10 + 7 * 7 + 10 * 7) * 2
+
+
 def test_without_a_number_of_steps_ten_snapshots_are_assumed() -> None:
     asked = CaptureSettings(hidden="all", attention="none", budget=1)
     plan = make_plan(architecture(), probe_set(), asked)
@@ -175,10 +211,11 @@ BYTES_PER_ARRAY, BYTES_PER_FILE = 600, 8192
     attention=st.sampled_from(["sample", "all", "none", 5]),
     budget=st.sampled_from([1, 10**6, 10**9]),
     head=st.sampled_from([BertModel, BertForMaskedLM, BertForTokenClassification, BertForQuestionAnswering]),
+    dtype=st.sampled_from(["float16", "float32"]),
 )
 @settings(max_examples=10, deadline=None, derandomize=True)
 def test_a_plan_never_promises_less_than_a_snapshot_takes(
-    n: int, d_model: int, n_layers: int, hidden: str | int, attention: str | int, budget: int, head: type
+    n: int, d_model: int, n_layers: int, hidden: str | int, attention: str | int, budget: int, head: type, dtype: str
 ) -> None:
     config = BertConfig(
         vocab_size=30, hidden_size=d_model, num_hidden_layers=n_layers, num_attention_heads=2, intermediate_size=8,
@@ -186,7 +223,7 @@ def test_a_plan_never_promises_less_than_a_snapshot_takes(
     )  # fmt: skip
     rng = np.random.default_rng(n)
     probe = ProbeSet.from_features([{"input_ids": rng.integers(5, 30, size=rng.integers(1, 30))} for _ in range(n)])
-    asked = CaptureSettings(hidden=hidden, attention=attention, budget=budget)
+    asked = CaptureSettings(hidden=hidden, attention=attention, budget=budget, attention_dtype=dtype)
     with (
         tempfile.TemporaryDirectory() as folder,
         Recorder(head(config), probe, folder + "/r", settings=asked) as recorder,

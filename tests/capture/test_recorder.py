@@ -6,15 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import jensenshannon
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification, BertModel
 
+from dynprobe.analysis import attention_js, pairs_between
 from dynprobe.capture.recorder import Recorder
 from dynprobe.capture.settings import CaptureSettings
 from dynprobe.capture.snapshot_writer import pool
 from dynprobe.errors import CaptureError, IncompatibleRunsError, UsageError
 from dynprobe.probe_set import ProbeSet
 from dynprobe.run import open_run
+from dynprobe.storage.directory import read_manifest, write_manifest
+from dynprobe.storage.verify import verify_run
 
 CONFIG = {
     "vocab_size": 100,
@@ -195,6 +199,64 @@ def test_all_arrays_that_overflow_cost_one_more_pass(tmp_path: Path) -> None:
     assert [one.hidden_states(layer).dtype for layer in one.layers()] == [np.float16, *[np.float32] * 4]
     assert [one.pooled("mean", layer).dtype for layer in one.layers()][1] == np.float32
     assert one.attentions(1)[0].dtype == np.float16
+
+
+def attention_in_full(model: nn.Module, probe: ProbeSet, layer: int) -> list[np.ndarray]:
+    """Attention of each example by itself, as the model gives it."""
+    model.set_attn_implementation("eager")
+    ids = [torch.as_tensor(row[real]) for row, real in zip(probe.inputs["input_ids"], probe.real["model"], strict=True)]
+    with torch.no_grad():
+        return [model(row[None], output_attentions=True).attentions[layer - 1][0].numpy() for row in ids]
+
+
+def test_float32_shows_attention_that_moved_less_than_float16_resolves(tmp_path: Path) -> None:
+    probe, models = probe_set(), [bert().double(), bert().double()]
+    with torch.no_grad():
+        models[1].encoder.layer[0].attention.self.query.weight.mul_(1.01)
+    for dtype in ("float16", "float32"):
+        asked = CaptureSettings(attention_dtype=dtype)
+        for model, name in zip(models, ("a", "b"), strict=True):
+            with Recorder(model, probe, tmp_path / dtype / name, settings=asked) as recorder:
+                size = recorder.snapshot(0).stat().st_size
+            assert recorder.plan.bytes_per_snapshot <= size <= recorder.plan.bytes_per_snapshot + 64 * 1024
+            assert all(not check.problems for check in verify_run(tmp_path / dtype / name))
+    rows = {}
+    for dtype in ("float16", "float32"):
+        runs = [open_run(tmp_path / dtype / name) for name in ("a", "b")]
+        assert runs[0][0].attentions(1).dtype == runs[0][0].attentions(1)[0].dtype == np.dtype(dtype)
+        assert runs[0][0].hidden_states(1).dtype == np.float16, "nothing else changes"
+        rows[dtype] = attention_js(pairs_between(*runs), specials=True).select(layer=1).iloc[0]
+        assert rows[dtype]["resolution"] == np.finfo(dtype).eps
+    assert (rows["float16"]["status"], rows["float32"]["status"]) == ("below-resolution", "measured")
+    p, q = (attention_in_full(model, probe, 1) for model in models)
+    divergences = [jensenshannon(x, y, axis=-1) ** 2 for x, y in zip(p, q, strict=True)]
+    exact = np.mean([divergence.mean() for divergence in divergences])
+    # JS is r²/8 for a relative difference r; each of two stored numbers is off by 2^-24 and its row sum by as much again.
+    assert rows["float32"]["value"] == pytest.approx(exact, rel=2 * 4 * 2.0**-24 / np.sqrt(8 * exact))
+
+
+def test_a_run_from_before_there_was_a_choice_goes_on_in_float16(tmp_path: Path) -> None:
+    with Recorder(bert(), probe_set(), tmp_path / "run") as recorder:
+        recorder.snapshot(0)
+    manifest = read_manifest(tmp_path / "run")
+    assert manifest["contents"].pop("attention_dtype") == "float16"
+    write_manifest(tmp_path / "run", manifest)
+    wide = CaptureSettings(attention_dtype="float32")
+    with pytest.raises(IncompatibleRunsError, match=r"must go on with the same .* Give the .*--attention-dtype"):
+        Recorder(bert(), probe_set(), tmp_path / "run", settings=wide, existing="resume").__enter__()
+    with Recorder(bert(), probe_set(), tmp_path / "run", existing="resume") as recorder:
+        recorder.snapshot(5)
+
+
+def test_pooled_vectors_are_of_all_examples_however_small_the_budget(tmp_path: Path) -> None:
+    """Isotropy depends on the number of vectors; two runs on one probe set must have the same."""
+    probe, counts = probe_set(40), []
+    for name, budget in (("large", 10**9), ("small", 1)):
+        with Recorder(bert(), probe, tmp_path / name, settings=CaptureSettings(budget=budget)) as recorder:
+            recorder.snapshot(0)
+        snapshot = open_run(tmp_path / name)[0]
+        counts.append((len(snapshot.pooled("first", 1)), len(snapshot.attention_examples())))
+    assert counts == [(40, 40), (40, 4)]
 
 
 def test_pooled_vectors_are_those_of_the_real_tokens_whatever_the_padding(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import torch
 import transformers as tf
 from torch import nn
 
+from dynprobe.analysis import moments
+from dynprobe.analysis.causality import is_causal
 from dynprobe.capture.architecture import describe_model
 from dynprobe.capture.recorder import Recorder
 from dynprobe.capture.settings import CaptureSettings
@@ -106,6 +108,8 @@ def check(run: Run, model: nn.Module, probe: ProbeSet) -> None:
     with torch.no_grad():
         output = model(**inputs, output_hidden_states=True, output_attentions=True)
     for stack in snapshot.stacks:
+        looks_back = not any(np.triu(block, 1).any() for block in snapshot.attentions(1, stack))
+        assert is_causal(moments(run)[0], stack) is looks_back, "the run says what its attention shows"
         prefix = "" if stack == "model" else f"{stack}_"
         rows = snapshot.hidden_rows(stack)
         assert np.array_equal(rows, np.argwhere(probe.real[stack])), "all real tokens, in order"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dynprobe.capture.settings import CaptureSettings
 from dynprobe.cli.main import entry_point
 from dynprobe.cli.thresholds import Threshold
 from dynprobe.errors import UsageError
@@ -50,9 +51,19 @@ def test_info_shows_model_steps_and_probe_set(call: Callable[..., tuple[int, str
         "0, 2, 6",
         "40 examples",
         "zero, one, two",
-        "attention of 40 examples",
+        "attention of 40 examples in 2 blocks, float16",
     ):
         assert word in text
+
+
+def test_info_says_how_attention_is_stored(
+    call: Callable[..., tuple[int, str, str]], make_run: Callable[..., Path]
+) -> None:
+    path = make_run("wide", steps=(0,), settings=CaptureSettings(attention_dtype="float32"))
+    code, text, _ = call("info", path)
+    assert code == 0
+    assert "attention of 40 examples in 2 blocks, float32" in text
+    assert call("verify", path)[0] == 0
 
 
 def test_info_as_json(call: Callable[..., tuple[int, str, str]], run_a: Path) -> None:
@@ -130,6 +141,9 @@ def test_bad_input_ends_with_the_documented_code(
     assert call("compare", run_a)[0] == 2
     assert call("capture", "-o", tmp_path / "r", "--schedule", "often", "--", "true")[0] == 2
     assert call("capture", "-o", run_a, "--", "true")[0] == 2
+    code, _, errors = call("capture", "-o", tmp_path / "r", "--attention-dtype", "float64", "--", "true")
+    assert code == 2
+    assert "`attention_dtype` must be 'float16' or 'float32'; got 'float64'" in errors
 
 
 def test_capture_without_a_trainer_ends_with_4(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.spatial.distance import jensenshannon
 
+from dynprobe.metrics import divergence as module
 from dynprobe.metrics import js_divergence, symmetric_kl_divergence
 
 law = settings(deadline=None, max_examples=30)
@@ -118,6 +119,37 @@ def test_js_of_rows_a_ten_thousandth_apart_is_exact_to_1e_8() -> None:
         assert js_divergence(scale * p, q / scale) == pytest.approx(slow, rel=1e-8)
 
 
+def near_rows(step: float, dtype: type, *, n_rows: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Rows like attention, a few keys of which get nothing, and others that differ by `step` of each entry."""
+    rng = np.random.default_rng(3)
+    p = rng.dirichlet(np.full(128, 0.5), size=n_rows)
+    p[:, :5] = 0.0
+    return p.astype(dtype), (p * (1 + step * rng.normal(size=p.shape))).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("step", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("beside", ["alone", "beside_a_far_row"])
+def test_js_of_near_rows_against_rational_arithmetic(step: float, dtype: type, beside: str) -> None:
+    p, q = near_rows(step, dtype)
+    if beside == "beside_a_far_row":  # the block is then computed by logarithms, not by the series
+        p, q = (np.concatenate([side, np.eye(2, 128, k=3 * i, dtype=dtype)]) for i, side in enumerate((p, q)))
+    exact = np.array([reference.js_exact(a, b) for a, b in zip(p[:8], q[:8], strict=True)])
+    # normalising rounds p and q by half an eps each; that is eps / step of their difference, which enters squared
+    assert js_divergence(p, q)[:8] == pytest.approx(exact, rel=8 * 2.2e-16 / step, abs=0.0)
+    assert js_divergence(p, q)[:8] == pytest.approx(exact, rel=1e-6, abs=0.0)
+
+
+@pytest.mark.parametrize("largest", [1e-9, 1e-5, 1e-3, 0.02, 0.1, 0.1249, 0.1251, 0.5, 1 - 1e-9])
+def test_js_whatever_the_largest_ratio_of_the_block(largest: float) -> None:
+    # p = (1 + r, 1 - r) / 2 against its mirror image: JS = phi(r) of that r
+    p = np.array([1 + largest, 1 - largest]) / 2
+    given = (np.longdouble(p[0]) - np.longdouble(p[1])) / (np.longdouble(p[0]) + np.longdouble(p[1]))
+    phi = ((1 + given) * np.log1p(given) + (1 - given) * np.log1p(-given)) / 2
+    extended = float(np.finfo(np.longdouble).eps)
+    assert js_divergence(p, p[::-1]) == pytest.approx(float(phi), rel=8 * (2.2e-16 + extended / largest), abs=0.0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int32])
 def test_js_takes_the_numbers_as_they_were_given(dtype: torch.dtype) -> None:
     rng = np.random.default_rng(0)
@@ -170,6 +202,58 @@ def test_leading_axes_broadcast_and_the_kind_is_kept(divergence) -> None:
         divergence(p, rng.dirichlet(np.ones(5), size=(2, 2)))
 
 
+@given(
+    leading=st.lists(st.integers(0, 5), max_size=4), n_outcomes=st.integers(1, 4), limit=st.integers(1, 40)
+)  # fmt: skip
+@law
+def test_js_does_not_depend_on_the_blocks(leading: list[int], n_outcomes: int, limit: int) -> None:
+    rng = np.random.default_rng(0)
+    p, q = rng.dirichlet(np.ones(n_outcomes), size=(2, *leading))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_BLOCK", limit)
+        value = js_divergence(p, q)
+    assert value.shape == tuple(leading)
+    # in a block with a far row the others are computed by logarithms
+    np.testing.assert_allclose(value, js_divergence(p, q), rtol=1e-12, atol=1e-16)
+
+
+def test_js_broadcasts_without_a_copy_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def spy(name: str, rows: torch.Tensor) -> torch.Tensor:
+        sizes.append(rows.numel())
+        return normalised(name, rows)
+
+    normalised = module._normalised
+    monkeypatch.setattr(module, "_normalised", spy)
+    monkeypatch.setattr(module, "_BLOCK", 64)
+    rng = np.random.default_rng(0)
+    p, q = rng.dirichlet(np.ones(8), size=(6, 1, 10)), rng.dirichlet(np.ones(8), size=(5, 1))
+    value = js_divergence(p, q)
+    assert max(sizes) <= 64
+    assert sum(sizes) == 2 * 6 * 5 * 10 * 8
+    each = [[js_divergence(a[0], b) for b in q] for a in p]
+    assert value == pytest.approx(np.array(each), rel=1e-13)
+
+
+def test_js_on_two_threads_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK", 256)
+    p, q = (torch.from_numpy(side) for side in near_rows(1e-3, np.float64, n_rows=40))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = js_divergence(p, q)
+        torch.set_num_threads(2)
+        assert torch.equal(js_divergence(p, q), expected)
+        with torch.inference_mode():
+            assert torch.equal(js_divergence(p * 1.0, q), expected)
+        with pytest.raises(ValueError, match="`q` must be finite"):
+            js_divergence(p, q.index_fill(0, torch.tensor([33]), torch.inf))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_js_of_extreme_rows() -> None:
     assert js_divergence(np.array([1e308, 1e308, 1e308]), np.array([1.0, 1.0, 1.0])) == 0.0
     assert js_divergence(np.array([5e-324, 0.0]), np.array([1.0, 0.0])) == 0.0
@@ -192,11 +276,27 @@ def test_js_complaints() -> None:
         ([[0.5, 0.5], [0.0, 0.0]], "`q` must hold distributions; got a row that sums to zero"),
         ([[0.5, 0.5], [1.1, -0.1]], "`q` must hold probabilities, 0 or more; got -0.1"),
         ([[0.5, 0.5], [np.nan, 1.0]], "`q` must be finite"),
+        ([[0.5, 0.5], [np.inf, 1.0]], "`q` must be finite"),
+        ([[0.5, 0.5], [np.inf, -np.inf]], "`q` must be finite"),
+        ([[0.5, 0.5], [1.0, -1e-200]], "`q` must hold probabilities, 0 or more; got -1e-200"),
         ([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]], "same number of outcomes; got 2 and 3"),
         (0.5, "`q` must have at least one outcome"),
+        (np.zeros((2, 0)), "`q` must have at least one outcome"),
     ):
         with pytest.raises(ValueError, match=words):
             js_divergence(good, np.array(bad))
+
+
+def test_js_reads_any_layout() -> None:
+    p, q = near_rows(1e-2, np.float64)
+    packed = np.zeros(p.shape, dtype=[("flag", "u1"), ("value", "f8")])  # strides that are no multiple of 8 bytes
+    packed["value"] = p
+    fixed = p.copy()
+    fixed.flags.writeable = False
+    for other in (packed["value"], fixed, p[::-1, ::-1][::-1, ::-1], p.astype(">f8"), p.tolist(), torch.from_numpy(p)):
+        np.testing.assert_array_equal(np.asarray(js_divergence(other, q)), js_divergence(p, q))
+    with pytest.raises(TypeError, match=r"`p` must hold real numbers; got torch\.bool"):
+        js_divergence(torch.ones(2, 2, dtype=torch.bool), q)
 
 
 def test_symmetric_kl_complaints() -> None:

@@ -16,6 +16,7 @@ from dynprobe.metrics import (
     effective_rank,
     explained_variance_ratio,
     isoscore,
+    isotropic_reference,
     mean_cosine,
     participation_ratio,
 )
@@ -224,3 +225,87 @@ def test_random_clouds_are_near_isotropic_and_a_rogue_dimension_shows() -> None:
     x[:, 0] *= 100.0
     assert isoscore(x) < 0.01
     assert explained_variance_ratio(x)[0] > 0.99
+
+
+# --- what isotropic data of the same size give
+
+
+def simulated(n: int, d: int, draws: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng([n, d])
+    clouds = (rng.normal(size=(n, d)) for _ in range(draws))
+    off = ~np.eye(d, dtype=bool)
+    rows = [
+        {
+            "isoscore": isoscore(x),
+            "effective_rank": effective_rank(x),
+            "participation_ratio": participation_ratio(x),
+            "first_share": explained_variance_ratio(x)[0],
+            "mean_cosine": mean_cosine(x),
+            "mean_correlation": np.abs(dimension_correlation(x))[off].mean(),
+        }
+        for x in clouds
+    ]
+    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "draws", "ranks", "share"),
+    [
+        (30, 2, 1000, 5e-3, 0.02),
+        (30, 8, 1000, 5e-3, 0.02),
+        (30, 40, 500, 5e-3, 0.02),
+        (60, 31, 300, 5e-3, 0.02),
+        (101, 100, 100, 1e-3, 3e-3),
+        (150, 300, 50, 1e-3, 3e-3),
+        (500, 384, 10, 1e-3, 3e-3),
+    ],
+)
+def test_the_reference_is_the_simulated_mean(n: int, d: int, draws: int, ranks: float, share: float) -> None:
+    exact = {"mean_cosine": 0.0, "mean_correlation": 0.0, "first_share": share}
+    reference = isotropic_reference(n, d)._asdict()
+    for name, values in simulated(n, d, draws).items():
+        error = values.std(ddof=1) / np.sqrt(draws)
+        # what the documentation promises, and four standard errors of the simulation
+        assert abs(reference[name] - values.mean()) <= exact.get(name, ranks) * reference[name] + 4 * error, name
+
+
+def test_a_reference_that_can_be_worked_out() -> None:
+    # 499 degrees of freedom and 384 dimensions: (499 · 384 + 2) / 884 = 216.76
+    found = isotropic_reference(500, 384)
+    assert found.participation_ratio == pytest.approx(191618 / 884, rel=1e-15)
+    assert found.isoscore == pytest.approx(0.5633, abs=5e-5)
+    # two vectors have one difference: all variance on one line, every correlation 1 or -1
+    two = isotropic_reference(2, 7)
+    assert two[:4] == pytest.approx((0.0, 1.0, 1.0, 1.0), abs=1e-15)
+    assert two.mean_correlation == pytest.approx(1.0, abs=1e-14)
+    # four vectors: r is uniform, so that |r| is 1/2 on average
+    assert isotropic_reference(4, 3).mean_correlation == pytest.approx(0.5, abs=1e-14)
+
+
+@given(n=st.integers(2, 3000), d=st.integers(2, 3000))
+@law
+def test_references_lie_in_the_range_of_their_measures(n: int, d: int) -> None:
+    found = isotropic_reference(n, d)
+    highest = min(n - 1, d)
+    assert 0 <= found.isoscore <= 1
+    assert 1 <= found.participation_ratio <= highest
+    assert 1 <= found.effective_rank <= highest
+    assert 1 / highest <= found.first_share <= 1
+    assert found.mean_cosine == 0
+    assert 0 < found.mean_correlation <= 1 + 1e-12
+    assert isotropic_reference(2 * n, d).isoscore >= found.isoscore
+
+
+def test_many_samples_come_near_the_ideal() -> None:
+    found = isotropic_reference(10**8, 100)
+    assert found.isoscore == pytest.approx(1.0, abs=1e-5)
+    assert found.effective_rank == pytest.approx(100.0, rel=1e-5)
+    assert found.first_share == pytest.approx(0.01, rel=1e-2)
+    assert found.mean_correlation == pytest.approx(np.sqrt(2 / np.pi / 10**8), rel=1e-7)
+
+
+def test_a_reference_needs_two_of_each() -> None:
+    with pytest.raises(ValueError, match="`n_samples` must be at least 2; got 1"):
+        isotropic_reference(1, 5)
+    with pytest.raises(ValueError, match="`n_features` must be at least 2; got 1"):
+        isotropic_reference(5, 1)

@@ -5,11 +5,18 @@ import numpy as np
 import pytest
 import torch
 
-from dynprobe.metrics import jackknife_interval, svcca_leave_group_out, svcca_similarity
+from dynprobe.metrics import (
+    jackknife_interval,
+    principal_subspace,
+    subspace_correlations,
+    svcca_leave_group_out,
+    svcca_similarity,
+)
 
 
 def refactored(x: np.ndarray, y: np.ndarray, groups: np.ndarray, variance: float) -> np.ndarray:
-    return np.array([svcca_similarity(x[groups != g], y[groups != g], variance=variance) for g in np.unique(groups)])
+    kept = [(x[groups != g], y[groups != g]) for g in np.unique(groups)]
+    return np.array([svcca_similarity(a, b, variance=variance, small_sample="allow") for a, b in kept])
 
 
 @pytest.mark.parametrize("name", [*reference.CASES, *reference.FLOAT64_CASES])
@@ -29,6 +36,16 @@ def test_rank_is_judged_at_the_precision_given(name: str, dtype: type, variance:
     groups = np.arange(len(x)) * 5 // len(x)
     found = svcca_leave_group_out(x, y, groups, variance=variance)
     assert found == pytest.approx(refactored(x, y, groups, variance), abs=1e-9)
+
+
+def test_a_given_number_of_directions_is_held() -> None:
+    x, y = reference.case("well")
+    groups = np.arange(len(x)) * 4 // len(x)
+    found = svcca_leave_group_out(x, y, groups, n_kept=(5, 3))
+    for group, value in enumerate(found):
+        a = principal_subspace(x[groups != group], n_kept=5)
+        b = principal_subspace(y[groups != group], n_kept=3)
+        assert value == pytest.approx(float(subspace_correlations(a, b).mean()), abs=1e-9)
 
 
 def test_by_hand() -> None:

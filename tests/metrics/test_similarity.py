@@ -1,6 +1,7 @@
 """SVCCA, CCA, PWCCA, CKA and Procrustes: by hand, laws, slow reference, degenerate input, chance beside a positive control."""
 
 from collections.abc import Callable
+from functools import partial
 
 import metrics_reference as reference
 import numpy as np
@@ -21,8 +22,13 @@ from dynprobe.metrics import (
 )
 
 
-def debiased_cka(x, y):
-    return linear_cka_similarity(x, y, debiased=True)
+def debiased_cka(x, y, **options):
+    return linear_cka_similarity(x, y, debiased=True, **options)
+
+
+def allowed(measure: Callable) -> Callable:
+    """The measure, asked to give its value even where too few samples make it 1."""
+    return partial(measure, small_sample="allow")
 
 
 MEASURES: dict[str, tuple[Callable, Callable]] = {
@@ -89,6 +95,9 @@ def test_debiased_cka_by_hand() -> None:
 @pytest.mark.parametrize("measure", MEASURES)
 def test_against_the_slow_reference(name: str, dtype: type, tolerance: float, measure: str) -> None:
     ours, slow = MEASURES[measure]
+    ours = (
+        allowed(ours) if measure in ("cca", "pwcca") else ours
+    )  # some of the cases have no more samples than features
     x, y = reference.case(name, dtype)
     for first, second in ((x, y), (y, x)):
         value = ours(first, second)
@@ -204,7 +213,7 @@ def test_an_isotropic_cloud_is_its_rotation_in_float32(n: int, d: int, variance:
     turn = ortho_group.rvs(even.shape[1], random_state=1)
     x, y = even.astype(np.float32), (7 * even @ turn).astype(np.float32)
     assert int(principal_subspace(x, variance=variance).n_kept) == even.shape[1]
-    assert svcca_similarity(x, y, variance=variance) == pytest.approx(1.0, abs=1e-6)
+    assert allowed(svcca_similarity)(x, y, variance=variance) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_directions_beyond_the_plain_cut_are_tied_with_the_last_one() -> None:
@@ -311,6 +320,171 @@ def test_inputs_and_global_state_are_left_alone(measure: Callable) -> None:
     assert torch.get_num_threads() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
     np.testing.assert_array_equal(np.random.get_state()[1], before[2])
+
+
+# --- both directions of PWCCA
+
+
+@given(seed=seeds)
+@few
+def test_pwcca_in_both_directions(seed: int) -> None:
+    x, y = related(seed, d_y=3)
+    forth, back = pwcca_similarity(x, y), pwcca_similarity(y, x)
+    assert pwcca_similarity(x, y, base="y") == pytest.approx(back, abs=1e-12)
+    assert pwcca_similarity(x, y, base="mean") == pytest.approx((forth + back) / 2, abs=1e-12)
+
+
+def test_pwcca_by_hand_in_both_directions() -> None:
+    a, b, c = np.array([[1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]) / 2.0
+    x, y = np.stack([6 * a, 2 * b], axis=1), np.stack([a, 5 * c], axis=1)
+    assert pwcca_similarity(x, y, base="y") == pytest.approx(1 / 6, abs=1e-15)
+    assert pwcca_similarity(x, y, base="mean") == pytest.approx((6 / 8 + 1 / 6) / 2, abs=1e-15)
+
+
+def test_words_that_are_no_option() -> None:
+    x, y = related(0)
+    with pytest.raises(ValueError, match="`base` must be one of 'x', 'y', 'mean'; got 'z'"):
+        pwcca_similarity(x, y, base="z")
+    for measure in (svcca_similarity, cca_similarity, pwcca_similarity):
+        with pytest.raises(ValueError, match="`small_sample` must be one of 'refuse', 'allow'; got 'warn'"):
+            measure(x, y, small_sample="warn")
+
+
+def test_full_cca_sees_directions_of_little_variance() -> None:
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(50, 2))
+    a, b = np.linalg.qr(data - data.mean(axis=0))[0].T
+    x = np.stack([a, 1e-9 * b], axis=1)
+    assert cca_similarity(x, b[:, None]) == pytest.approx(1.0, abs=1e-6)  # 1e-9 known to 1e-16
+    assert svcca_similarity(x, b[:, None]) == pytest.approx(0.0, abs=1e-12)
+
+
+# --- too few samples
+
+CANONICAL = pytest.mark.parametrize("measure", [svcca_similarity, cca_similarity, pwcca_similarity])
+
+
+@CANONICAL
+@pytest.mark.parametrize(("n", "d"), [(20, 19), (20, 20), (20, 30), (2, 1)])
+def test_as_many_directions_as_samples_are_refused(measure: Callable, n: int, d: int) -> None:
+    rng = np.random.default_rng(0)
+    wide, narrow = rng.normal(size=(n, d)), rng.normal(size=(n, 1))
+    wide = wide - wide.mean(axis=0)
+    wide = np.linalg.svd(wide, full_matrices=False)[0]  # all directions alike, so that SVCCA keeps them all
+    k = min(n - 1, d)
+    wide = wide[:, :k]
+    message = f"must have more samples than directions, at least two more; got {n} samples and {k} directions"
+    with pytest.raises(ValueError, match=f"`x` {message}"):
+        measure(wide, narrow)
+    if n > 2:
+        with pytest.raises(ValueError, match=f"`y` {message}, so that every canonical correlation is 1 whatever"):
+            measure(narrow, wide)
+    assert measure(wide, narrow, small_sample="allow") == pytest.approx(1.0, abs=1e-12)
+    assert measure(narrow, wide, small_sample="allow") == pytest.approx(1.0, abs=1e-12)
+
+
+def test_what_to_do_about_too_few_samples() -> None:
+    x, y = np.random.default_rng(0).normal(size=(2, 12, 12))
+    for measure, remedy in ((cca_similarity, "svcca_similarity"), (pwcca_similarity, "svcca_similarity")):
+        with pytest.raises(ValueError, match=f'Take more rows, {remedy}, or small_sample="allow"'):
+            measure(x, y)
+    with pytest.raises(ValueError, match='Take more rows, a smaller `variance`, or small_sample="allow"'):
+        svcca_similarity(x, y, variance=1.0)
+    assert 0 < svcca_similarity(x, y, variance=0.5) < 1
+
+
+@CANONICAL
+def test_two_samples_more_than_directions_are_enough(measure: Callable) -> None:
+    rng = np.random.default_rng(0)
+    assert measure(*rng.normal(size=(2, 20, 18))) < 1 - 1e-3
+
+
+@CANONICAL
+def test_the_rank_counts_and_not_the_width(measure: Callable) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(30, 3)) @ rng.normal(size=(3, 40)), rng.normal(size=(30, 40))[:, :2]
+    assert 0 < measure(x, y) < 1
+    assert measure(np.repeat(y, 30, axis=1), y) == pytest.approx(1.0, abs=1e-12)  # sixty features that say two things
+
+
+@CANONICAL
+def test_one_member_of_a_batch_is_enough_to_refuse(measure: Callable) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(3, 16, 16)), rng.normal(size=(16, 2))
+    x[:2] = x[:2, :, :2] @ rng.normal(size=(2, 2, 16))
+    assert measure(x[:2], y).shape == (2,)
+    x[2] = np.linalg.qr(x[2] - x[2].mean(axis=0))[0]
+    for order in ([0, 1, 2], [2, 0, 1]):
+        with pytest.raises(ValueError, match="`x` must have more samples than directions"):
+            measure(x[order], y)
+
+
+# --- standardised features
+
+STANDARDIZED = pytest.mark.parametrize(
+    "measure", [svcca_similarity, linear_cka_similarity, debiased_cka, procrustes_similarity]
+)
+
+
+@STANDARDIZED
+@given(seed=seeds)
+@few
+def test_standardized_is_the_measure_of_z_scores(measure: Callable, seed: int) -> None:
+    x, y = related(seed, d_y=3)
+    a, b = ((side - side.mean(axis=0)) / side.std(axis=0) for side in (x, y))
+    expected = pytest.approx(measure(a, b), abs=1e-10)
+    assert measure(x, y, standardize=True) == expected
+    scales = np.random.default_rng(seed).uniform(0.1, 10, 5) * [1, -1, 1e6, 1e-6, -1]
+    assert measure(x * scales + 3 * scales, y, standardize=True) == expected
+    # a feature that does not vary has no say
+    assert measure(np.insert(x, 2, 0.1, axis=1), y, standardize=True) == expected
+
+
+@STANDARDIZED
+def test_standardized_is_changed_by_rotation(measure: Callable) -> None:
+    x, y = related(0)
+    x = x * [1, 1, 1, 1, 30]
+    turn = ortho_group.rvs(5, random_state=0)
+    assert abs(measure(x @ turn, y, standardize=True) - measure(x, y, standardize=True)) > 1e-3
+
+
+@STANDARDIZED
+def test_standardized_takes_the_weight_of_a_rogue_dimension(measure: Callable) -> None:
+    """Two clouds without relation, but for one shared feature of a hundred times the spread of the others."""
+    x, y = (side * ([4] + [1] * 15) for side in reference.case("rogue_dimension"))
+    assert measure(x, y) > 0.99
+    assert measure(x, y, standardize=True) < 0.5
+
+
+@STANDARDIZED
+@pytest.mark.parametrize("name", ["rank_deficient", "large_mean", "tiny_scale", "duplicated_and_constant_columns"])
+def test_standardized_in_float32(measure: Callable, name: str) -> None:
+    x, y = reference.case(name, np.float32)
+    exact = reference.case(name)
+    # Entries are rounded by half a spacing, in units of the standard deviation of their feature ...
+    sizes = [
+        np.abs(side).max(axis=0) / np.maximum(side.std(axis=0), 1e-12 * np.abs(side).max(axis=0)) for side in exact
+    ]
+    rounding = np.finfo(np.float32).eps / 2 * max(size[size < 1e6].max() for size in sizes)
+    # ... and the directions that SVCCA keeps have at least 0.01 / n_features of the variance, so that they turn by more.
+    turn = 2 * np.sqrt(100 * max(x.shape[1], y.shape[1])) if measure is svcca_similarity else 4
+    assert measure(x, y, standardize=True) == pytest.approx(
+        measure(*exact, standardize=True), abs=float(turn * rounding)
+    )
+
+
+@STANDARDIZED
+def test_standardized_batches_and_extremes(measure: Callable) -> None:
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(2, 3, 50, 6)) * np.geomspace(1, 100, 6) + 5
+    y = y + 0.5 * x
+    found = measure(x, y, standardize=True)
+    expected = [measure(a, b, standardize=True) for a, b in zip(x, y, strict=True)]
+    assert found == pytest.approx(expected, abs=1e-12)
+    for scale in (1e-300, 1e300):
+        assert measure(x * scale, y, standardize=True) == pytest.approx(found, abs=1e-10)
+    with pytest.raises(ValueError, match="`y` must vary; got samples that are all equal"):
+        measure(x[0], np.full_like(y[0], 0.1), standardize=True)
 
 
 # --- chance beside a positive control

@@ -79,6 +79,7 @@ def _layer_rows(runs, steps, layers, heads):
                     "low": value * 0.96,
                     "high": value * 1.03,
                     "chance": chance,
+                    "reference": {"isoscore": 0.56, "effective_rank": 500.0}.get(metric),
                 }
             for position in ("first", "mean", "last"):
                 yield {

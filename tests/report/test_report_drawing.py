@@ -3,6 +3,7 @@
 import io
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 
 from dynprobe.report import draw, pictures
 from dynprobe.report.draw_heatmap import _ticks
+from dynprobe.report.draw_lines import REFERENCE
 from dynprobe.report.drawing import png_bytes, svg_bytes
 from dynprobe.report.palette import colour, colour_map
 
@@ -61,6 +63,44 @@ def test_hatches_where_nothing_was_measured(drawn):
         (picture,) = [p for p in drawn if p.title == title]
         (legend,) = draw(picture).legends
         assert "not measured: insufficient-sample" in [text.get_text() for text in legend.get_texts()]
+
+
+def dotted(figure):
+    """Limits of the vertical axis, and the heights of the dotted lines of references."""
+    (axes,) = figure.axes
+    lines = [line for line in axes.get_lines() if line.get_color() == REFERENCE["color"]]
+    return axes.get_ylim(), [float(height) for line in lines for height in line.get_ydata()]
+
+
+def legend_of(figure):
+    (legend,) = figure.legends
+    return [text.get_text() for text in legend.get_texts()]
+
+
+@pytest.mark.parametrize(
+    ("reference", "name", "inside"),
+    [
+        (0.56, "isotropic: 0.560", True),
+        (-0.05, "isotropic: -0.0500", True),
+        (5.0, "isotropic: 5.00 ↑", False),
+        (-5.0, "isotropic: -5.00 ↓", False),
+    ],
+)
+def test_a_reference_is_a_dotted_line_or_a_number_when_it_is_far(build, reference, name, inside):
+    def change(row):
+        return row | {"reference": reference} if row["metric"] == "isoscore" else row
+
+    picture = next(p for p in pictures(build.result(heads=1, change=change)) if p.group == "isoscore")
+    figure, plain = draw(picture), draw(replace(picture, data=picture.data.assign(reference=np.nan)))
+    assert name in legend_of(figure)
+    assert not any("isotropic" in text for text in legend_of(plain))
+    limits, heights = dotted(figure)
+    if inside:
+        assert set(heights) == {reference}
+        assert limits[0] < reference < limits[1]
+    else:
+        assert heights == []
+        assert limits == dotted(plain)[0], "what cannot be shown moves nothing"
 
 
 SHAPES = {

@@ -69,6 +69,17 @@ def test_lines_over_layers_are_of_the_last_step_with_interval_and_chance(drawn):
     assert (picture.data["low"] < picture.data["value"]).all()
 
 
+def test_isotropy_stands_beside_what_isotropic_data_of_the_same_size_give(drawn):
+    picture = one(drawn, "isoscore", "IsoScore, by layer")
+    assert picture.reference_kind == "isotropic"
+    assert picture.data["reference"].eq(0.56).all()
+    assert picture.alt.endswith("Isotropic data of the same size: 0.560.")
+    other = one(drawn, "linear_cka_similarity", "Linear CKA similarity, against the start, by layer")
+    assert other.reference_kind == "reference"
+    assert other.data["reference"].isna().all()
+    assert "same size" not in other.alt
+
+
 def test_values_of_one_snapshot_show_first_and_last_step(drawn):
     picture = one(drawn, "isoscore", "IsoScore, by layer")
     assert list(picture.inks) == [f"seed {run}, step {step}" for run in (1, 2) for step in (800, 0)]

@@ -87,6 +87,13 @@ def test_the_summary_names_the_layer_that_changed_most(two_runs):
     assert rows["accuracy"][0] == "0.500 → 0.840 [0.810, 0.870]"
 
 
+def test_the_summary_says_what_isotropic_data_of_the_same_size_give(two_runs):
+    measures = [row[0] for row in terminal_tables(two_runs)[0].rows]
+    assert "IsoScore, last layer; isotropic: 0.560" in measures
+    assert sum("isotropic" in measure for measure in measures) == 2
+    assert "IsoScore, last layer; isotropic: 0.560" in render_html(two_runs)
+
+
 def test_terminal_tables_are_rectangular_text_without_control_characters(build):
     hostile = "\x1b]0;owned\x07\x1b[2J\u202e"
     result = build.result(
