@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dynprobe.analysis.moments import Moment, Pair
 from dynprobe.analysis.representations import Representations
+from dynprobe.metrics import balanced_half_samples
 from dynprobe.metrics.from_sums import Whitening, self_hsic, unbiased_hsic, variate_products, whiten
 from dynprobe.metrics.grid import Factored, mean_correlation_of
 from dynprobe.metrics.rows import Prepared
@@ -100,6 +101,7 @@ class Layer:
         self._states, self._number, self._variance = states, number, variance
         self._groups, self._ends = groups, ends
         self._sides: OrderedDict[Moment, Side] = OrderedDict()
+        self._crosses: dict[Pair, CrossSums] = {}
 
     def side(self, moment: Moment) -> Side:
         """One snapshot, read and summed unless it is still remembered."""
@@ -118,7 +120,10 @@ class Layer:
     def agreement(self, pair: Pair) -> Agreement:
         """How similar the two snapshots of a pair are."""
         a, b = self.side(pair.a), self.side(pair.b)
-        return _agreement(a, b, pooled(cross_sums(a.rows, b.rows, self._whole)), with_free=True)
+        cross = self._crosses.get(pair)
+        if cross is None:
+            cross = cross_sums(a.rows, b.rows, self._whole)
+        return _agreement(a, b, pooled(cross), with_free=True)
 
     def chance(self, pair: Pair, shifts: Sequence[int]) -> Agreement:
         """How similar they are with the rows of one shifted by whole examples: the mean over some shifts."""
@@ -127,29 +132,33 @@ class Layer:
         found = [_agreement(a, b, pooled(cross)) for cross in rolled]
         return Agreement(*np.mean([(one.svcca, one.free_svcca, one.cka) for one in found], axis=0))
 
-    def without_groups(self, pairs: Sequence[Pair]) -> dict[Pair, list[Agreement]]:
-        """How similar the snapshots of some pairs of ends are without each group of examples."""
+    def on_halves(self, pairs: Sequence[Pair]) -> dict[Pair, list[Agreement]]:
+        """How similar the snapshots of some pairs of ends are on balanced halves of the examples."""
         found: dict[Pair, list[Agreement]] = {pair: [] for pair in pairs}
         sides = {moment: self.side(moment) for pair in pairs for moment in (pair.a, pair.b)}
-        crosses = {pair: cross_sums(sides[pair.a].rows, sides[pair.b].rows, self._groups) for pair in pairs}
-        for group in range(len(self._groups) - 1):
-            left = {
-                moment: self._with_whitening(moment, side.rows, side.parts, without=group)
+        self._crosses |= {pair: cross_sums(sides[pair.a].rows, sides[pair.b].rows, self._groups) for pair in pairs}
+        for half in balanced_half_samples(len(self._groups) - 1):
+            groups = np.flatnonzero(half).tolist()
+            seen = {
+                moment: self._with_whitening(moment, side.rows, side.parts, groups=groups)
                 for moment, side in sides.items()
             }
-            for pair, cross in crosses.items():
-                found[pair].append(_agreement(left[pair.a], left[pair.b], pooled(cross, without=group)))
+            for pair in pairs:
+                cross = pooled(self._crosses[pair], groups=groups)
+                found[pair].append(_agreement(seen[pair.a], seen[pair.b], cross))
         return found
 
     @property
     def _whole(self) -> list[int]:
         return [0, self._states.n_rows]
 
-    def _with_whitening(self, moment: Moment, rows: Prepared, parts: SideSums, *, without: int | None = None) -> Side:
-        sums = pooled(parts, without=without)
+    def _with_whitening(
+        self, moment: Moment, rows: Prepared, parts: SideSums, *, groups: Sequence[int] | None = None
+    ) -> Side:
+        sums = pooled(parts, groups=groups)
         reference = self._states.reference(moment, self._number)
         held = None
-        if reference != moment or without is not None:
+        if reference != moment or groups is not None:
             kept = self.side(reference).whitening
             held = None if kept is None else kept.n_kept
         try:

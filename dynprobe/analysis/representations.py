@@ -11,6 +11,8 @@ from dynprobe.run import Snapshot
 
 # Prepared rows of one layer are held in memory up to this size; larger ones are read again for each comparison.
 MAX_HELD_BYTES = 2**26
+# Groups of examples from which halves are made; the fewer where there are too few examples.
+N_GROUPS = (8, 4)
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,11 @@ class Representations:
         )
         return next(as_wide)
 
-    def groups(self, n_groups: int) -> list[int]:
-        """Rows at which groups of whole examples start, and the number of rows: groups hold about equally many tokens."""
-        wanted = np.linspace(0, self.n_rows, n_groups + 1)[1:-1]
-        nearest = np.abs(self._starts[None, :] - wanted[:, None]).argmin(axis=1)
-        return sorted({0, self.n_rows, *(int(start) for start in self._starts[nearest])})
+    def groups(self) -> list[int]:
+        """Rows at which groups of equally many whole examples start, and the number of rows: 8 groups, 4, or a single one."""
+        n_groups = next((n for n in N_GROUPS if n <= self.n_examples), 1)
+        firsts = [-(-group * self.n_examples // n_groups) for group in range(n_groups)]
+        return [*(int(self._starts[first]) for first in firsts), self.n_rows]
 
     def shifts(self, fractions: Sequence[float]) -> tuple[int, ...]:
         """Numbers of rows that shift the tokens by about these fractions of the examples, by whole examples."""

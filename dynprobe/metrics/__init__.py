@@ -2,6 +2,7 @@
 
 from dynprobe.metrics.divergence import js_divergence, symmetric_kl_divergence
 from dynprobe.metrics.grid import SvccaGrid, svcca_grid
+from dynprobe.metrics.half_samples import svcca_half_samples
 from dynprobe.metrics.isotropic_reference import IsotropicReference, isotropic_reference
 from dynprobe.metrics.isotropy import (
     dimension_correlation,
@@ -12,12 +13,13 @@ from dynprobe.metrics.isotropy import (
     mean_cosine,
     participation_ratio,
 )
-from dynprobe.metrics.leave_group_out import svcca_leave_group_out
 from dynprobe.metrics.probes import LinearProbe, fit_linear_probe
 from dynprobe.metrics.resampling import (
+    balanced_half_samples,
     bootstrap_interval,
     cca_chance_level,
-    jackknife_bias,
+    half_sample_bias,
+    half_sample_interval,
     jackknife_interval,
     svcca_chance_level,
     wilson_interval,
@@ -38,6 +40,7 @@ __all__ = [
     "RogueDimensions",
     "Subspace",
     "SvccaGrid",
+    "balanced_half_samples",
     "bootstrap_interval",
     "cca_chance_level",
     "cca_similarity",
@@ -46,9 +49,10 @@ __all__ = [
     "effective_rank",
     "explained_variance_ratio",
     "fit_linear_probe",
+    "half_sample_bias",
+    "half_sample_interval",
     "isoscore",
     "isotropic_reference",
-    "jackknife_bias",
     "jackknife_interval",
     "js_divergence",
     "linear_cka_similarity",
@@ -61,7 +65,7 @@ __all__ = [
     "subspace_correlations",
     "svcca_chance_level",
     "svcca_grid",
-    "svcca_leave_group_out",
+    "svcca_half_samples",
     "svcca_similarity",
     "symmetric_kl_divergence",
     "wilson_interval",

@@ -50,9 +50,14 @@ def to_float64(name: str, value: Any) -> Tensor:
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"`{name}` must hold real numbers; got {tensor.dtype}")
     wide = tensor.detach().to(torch.float32 if tensor.device.type == "mps" else torch.float64)
-    if not bool(torch.isfinite(wide).all()):
+    if not _all_finite(wide):
         raise ValueError(f"`{name}` must be finite; got NaN or Inf. Find the layer and step that made it")
     return wide
+
+
+def _all_finite(x: Tensor) -> bool:
+    """A sum is NaN or infinite when an entry is; every entry is looked at only then, for a sum may also overflow."""
+    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
 def _to_numpy(name: str, value: Any) -> np.ndarray:
@@ -130,20 +135,33 @@ def centre(name: str, x: Tensor, *, spacing: float) -> Centred:
     ValueError
         When all samples are equal, up to the rounding of float64.
     """
-    first_scale = power_of_two(x.abs().amax(dim=(-2, -1), keepdim=True))
-    scaled = x / first_scale
-    mean = scaled.mean(dim=-2, keepdim=True)
-    values = scaled - mean
-    rest = values.mean(dim=-2, keepdim=True)
-    values = values - rest
-    constant = _CONSTANT_ROUNDINGS * torch.finfo(x.dtype).eps * scaled.abs().amax(dim=-2, keepdim=True)
-    values = torch.where(values.abs().amax(dim=-2, keepdim=True) <= constant, torch.zeros_like(values), values)
-    spread = values.abs().amax(dim=(-2, -1), keepdim=True)
+    first_scale = power_of_two(_largest(x, dim=(-2, -1)))
+    values = x / first_scale  # the one copy, changed in place from here on
+    size = torch.linalg.vector_norm(values, dim=(-2, -1), keepdim=True) / (x.shape[-2] * x.shape[-1]) ** 0.5
+    constant = _CONSTANT_ROUNDINGS * torch.finfo(x.dtype).eps * _largest(values, dim=-2)
+    mean = _take_mean_out(values)
+    spread = _largest(values, dim=-2)
+    values.masked_fill_(spread <= constant, 0.0)
+    spread = spread.masked_fill(spread <= constant, 0.0).amax(dim=-1, keepdim=True)
     if bool((spread == 0).any()):
         raise ValueError(f"`{name}` must vary; got samples that are all equal, for which the value is undefined")
     second_scale = power_of_two(spread)
-    size = (scaled / second_scale).square().mean(dim=(-2, -1)).sqrt()
-    return Centred(values / second_scale, (mean + rest) * first_scale, first_scale * second_scale, spacing * size)
+    rounding = spacing * (size / second_scale).squeeze(-1).squeeze(-1)
+    return Centred(values.div_(second_scale), mean * first_scale, first_scale * second_scale, rounding)
+
+
+def _take_mean_out(values: Tensor) -> Tensor:
+    """Centre in place, in two passes: what a large mean leaves over by rounding goes with the second; gives the mean."""
+    mean = values.mean(dim=-2, keepdim=True)
+    values -= mean
+    rest = values.mean(dim=-2, keepdim=True)
+    values -= rest
+    return mean + rest
+
+
+def _largest(x: Tensor, *, dim: int | tuple[int, ...]) -> Tensor:
+    """Largest magnitude, without a copy of `x`."""
+    return torch.maximum(-x.amin(dim=dim, keepdim=True), x.amax(dim=dim, keepdim=True))
 
 
 def power_of_two(largest: Tensor) -> Tensor:
@@ -157,17 +175,13 @@ def unit_columns(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Every feature is scaled by its own power of two first, so that squares neither overflow nor vanish.
     """
-    largest = x.abs().amax(dim=-2, keepdim=True)
+    largest = _largest(x, dim=-2)
     scale = power_of_two(largest)
-    scaled = x / scale
-    mean = scaled.mean(dim=-2, keepdim=True)
-    values = scaled - mean
-    rest = values.mean(dim=-2, keepdim=True)
-    values = values - rest
-    spread = values.abs().amax(dim=-2, keepdim=True)
+    values = x / scale  # the one copy, changed in place from here on
+    mean = _take_mean_out(values)
+    spread = _largest(values, dim=-2)
     constant = spread <= _CONSTANT_ROUNDINGS * torch.finfo(x.dtype).eps * (largest / scale)
-    spread = torch.where(constant, torch.ones_like(spread), spread)
-    std = spread * (values / spread).square().mean(dim=-2, keepdim=True).sqrt()
-    std = torch.where(constant, torch.zeros_like(std), std)
-    unit = torch.where(constant, torch.zeros_like(values), values / torch.where(constant, torch.ones_like(std), std))
-    return unit, (mean + rest) * scale, std * scale
+    values.masked_fill_(constant, 0.0).div_(spread.masked_fill(constant, 1.0))
+    size = values.square().mean(dim=-2, keepdim=True).sqrt()  # of a varying column at least 1 / sqrt(n_samples)
+    values.div_(size.masked_fill(constant, 1.0))
+    return values, mean * scale, spread.masked_fill(constant, 0.0) * size * scale

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from scipy.linalg import hadamard
 from scipy.special import betaln, ndtri, stdtrit
 from torch import Tensor
 
@@ -100,8 +101,9 @@ def jackknife_interval(
 
     Notes
     -----
-    Variance (g - 1)/g · Σ (θ_i - mean θ)². Suited to statistics such as SVCCA whose bootstrap would count examples twice and
-    so inflate it. Not clipped to the range of the statistic. Tukey (1958); Shao and Wu (1989) for groups.
+    Variance (g - 1)/g · Σ (θ_i - mean θ)². Suited to smooth statistics whose bootstrap would count examples twice and so
+    inflate them; for others see :func:`half_sample_interval`. Not clipped to the range of the statistic. Tukey (1958); Shao
+    and Wu (1989) for groups.
 
     Examples
     --------
@@ -126,40 +128,117 @@ def jackknife_interval(
     return _like(low, estimate, leave_out_estimates), _like(high, estimate, leave_out_estimates)
 
 
-def jackknife_bias(estimate: float, leave_out_estimates: Sequence[float]) -> float:
-    """How far a statistic lies above its value for the whole population, from its values without each group.
+def balanced_half_samples(n_groups: int) -> np.ndarray:
+    """Which groups of data belong to each half: every two groups are as often together as apart.
+
+    Parameters
+    ----------
+    n_groups
+        Number of groups: 4, 8, 16, ...
+
+    Returns
+    -------
+    ndarray
+        (n_groups - 1, n_groups) of bool, half of each row ``True``.
+
+    Raises
+    ------
+    ValueError
+        For any other number.
+
+    Notes
+    -----
+    Rows of a Hadamard matrix but for the first, with alternating signs. McCarthy (1969), "Pseudo-replication: half samples".
+
+    Examples
+    --------
+    >>> balanced_half_samples(4).sum(axis=1).tolist()
+    [2, 2, 2]
+    """
+    if n_groups < 4 or n_groups & (n_groups - 1):
+        raise ValueError(f"`n_groups` must be a power of two, at least 4; got {n_groups}")
+    signs = hadamard(n_groups)[1:] * (-1) ** np.arange(n_groups - 1)[:, None]
+    return np.asarray(signs > 0)
+
+
+def half_sample_interval(
+    estimate: float, half_sample_estimates: Array | Sequence[float], *, level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of a statistic from its values on balanced halves of the data.
 
     Parameters
     ----------
     estimate
         The statistic of all data.
-    leave_out_estimates
-        Its value without each of at least two groups of about equal size.
+    half_sample_estimates
+        Its values on the halves of :func:`balanced_half_samples`.
+    level
+        Probability that the interval covers the expected value of the statistic at the same number of data.
 
     Returns
     -------
-    float
-        (g - 1) (mean θ_i - θ): exact when the bias falls as one over the number of data, as that of canonical correlations
-        nearly does.
+    tuple of float
+        Low and high: estimate ± t · standard deviation of the halves' values, with one degree of freedom less than halves.
 
     Raises
     ------
     ValueError
-        For fewer than two groups.
+        For fewer than three halves, non-finite values, or a level outside (0, 1).
 
     Notes
     -----
-    Quenouille (1956). Of the size of its own error where the bias is small.
+    A half differs from the whole by as much as the whole from another sample. So a statistic that is not smooth, such as
+    SVCCA where two directions at the cut nearly tie, varies over the halves as it does over samples; leaving out small groups
+    and scaling up exaggerates it. Not clipped to the range of the statistic. McCarthy (1969); Shao and Tu (1995), "The
+    Jackknife and Bootstrap", section 6.2.
 
     Examples
     --------
-    >>> jackknife_bias(1.0, [1.5, 1.5, 1.5])
-    1.0
+    >>> half_sample_interval(0.5, [0.6, 0.6, 0.6])
+    (0.5, 0.5)
     """
-    g = len(leave_out_estimates)
-    if g < 2:
-        raise ValueError(f"`leave_out_estimates` must hold a value for each of at least 2 groups; got {g}")
-    return float((g - 1) * (np.mean(leave_out_estimates) - estimate))
+    _check_level(level)
+    halves = _halves(half_sample_estimates)
+    margin = float(stdtrit(len(halves) - 1, (1 + level) / 2) * halves.std(ddof=1))
+    return estimate - margin, estimate + margin
+
+
+def half_sample_bias(estimate: float, half_sample_estimates: Array | Sequence[float]) -> float:
+    """How far a statistic lies above its value for the whole population, from its values on balanced halves of the data.
+
+    Parameters
+    ----------
+    estimate
+        The statistic of all data.
+    half_sample_estimates
+        Its values on the halves of :func:`balanced_half_samples`.
+
+    Returns
+    -------
+    float
+        Mean of the halves minus the estimate: exact where the bias falls as one over the number of data, as that of
+        canonical correlations nearly does.
+
+    Raises
+    ------
+    ValueError
+        For fewer than three halves, or non-finite values.
+
+    Examples
+    --------
+    >>> half_sample_bias(0.5, [0.75, 0.75, 0.75])
+    0.25
+    """
+    return float(_halves(half_sample_estimates).mean() - estimate)
+
+
+def _halves(estimates: Array | Sequence[float]) -> np.ndarray:
+    halves = _to_numpy(estimates)
+    if halves.ndim != 1 or len(halves) < 3 or not np.isfinite(halves).all():
+        raise ValueError(
+            f"`half_sample_estimates` must hold a finite value for each of at least 3 halves; got shape {halves.shape}"
+        )
+    return halves
 
 
 def wilson_interval(successes: Array | int, n: Array | int, *, level: float = 0.95) -> tuple[Array, Array]:

@@ -1,6 +1,6 @@
 """Sums over rows from which SVCCA and CKA of two representations follow: read once, added up over groups of rows.
 
-Every sum is taken about the same origin, so that leaving a group of rows out means to add up the other groups.
+Every sum is taken about the same origin, so that the sums of half the rows are those of half the groups.
 """
 
 from collections.abc import Callable, Sequence
@@ -96,12 +96,11 @@ def cross_sums(a: Prepared, b: Prepared, groups: Sequence[int], *, block_rows: i
     return _stacked([_cross_sums(a, b, start, stop, block_rows) for start, stop in pairwise(groups)])
 
 
-def pooled(sums: Some, *, without: int | None = None) -> Some:
-    """The sums of all groups, or of all but one."""
-    if without is None:
+def pooled(sums: Some, *, groups: Sequence[int] | None = None) -> Some:
+    """The sums of all groups, or of some."""
+    if groups is None:
         return _map(sums, lambda part: part.sum(dim=0))
-    kept = [group for group in range(len(sums.squares)) if group != without]
-    return _map(sums, lambda part: part[kept].sum(dim=0))
+    return _map(sums, lambda part: part[list(groups)].sum(dim=0))
 
 
 def joined_products(a: Prepared, b: Prepared, products: Tensor) -> Tensor:

@@ -1,13 +1,12 @@
 """SVCCA and CKA against direct computation; identical states, chance, rows, layer maps, statuses."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 
 from dynprobe.analysis import hidden_state_similarity, pairs_between, pairs_from_start
 from dynprobe.metrics import (
-    jackknife_interval,
+    balanced_half_samples,
+    half_sample_interval,
     linear_cka_similarity,
     principal_subspace,
     subspace_correlations,
@@ -131,15 +130,13 @@ def test_all_shared_tokens_are_used(make_run):
     assert set(result.frame["n"]) == {len(run[0].hidden_rows())}
 
 
-def test_interval_bias_and_groups_equal_the_metrics_without_each_group(make_run):
-    run = make_run(n_examples=60, drift=0.3)
+@pytest.mark.parametrize(("n_examples", "n_groups"), [(60, 8), (6, 4)])
+def test_interval_and_bias_equal_those_of_the_metrics_on_halves(make_run, n_examples, n_groups):
+    run = make_run(n_examples=n_examples, n_attention=1, lengths=(60, 80), drift=0.3)
     row = hidden_state_similarity(pairs_from_start(run)).select(layer=1, step_a=6).set_index("metric")
     keep = plain_rows(run, 0)
     x, y = (run[step].hidden_states(1).astype(np.float64)[keep] for step in (6, 0))
-    examples = run[0].hidden_rows()[keep][:, 0]
-    starts = np.unique(examples, return_index=True)[1]
-    wanted = np.linspace(0, len(x), 11)[1:-1]
-    edges = [0, *(starts[np.abs(starts - w).argmin()] for w in wanted), len(x)]
+    groups = run[0].hidden_rows()[keep][:, 0] * n_groups // n_examples
     k = int(row.loc[SVCCA, "n_kept"])
 
     def svcca(kept):
@@ -150,11 +147,11 @@ def test_interval_bias_and_groups_equal_the_metrics_without_each_group(make_run)
         return float(linear_cka_similarity(x[kept], y[kept], debiased=True))
 
     for metric, measure in ((SVCCA, svcca), (CKA, cka)):
-        left_out = [measure(np.r_[0:start, stop : len(x)]) for start, stop in pairwise(edges)]
-        low, high = jackknife_interval(row.loc[metric, "value"], left_out)
+        halves = [measure(half[groups]) for half in balanced_half_samples(n_groups)]
+        low, high = half_sample_interval(row.loc[metric, "value"], halves)
         assert abs(row.loc[metric, "low"] - max(low, 0.0 if metric == SVCCA else -1.0)) < 1e-8
         assert abs(row.loc[metric, "high"] - min(high, 1.0)) < 1e-8
-        assert abs(row.loc[metric, "bias"] - 9 * (np.mean(left_out) - row.loc[metric, "value"])) < 1e-8
+        assert abs(row.loc[metric, "bias"] - (np.mean(halves) - row.loc[metric, "value"])) < 1e-8
 
 
 def test_the_number_of_directions_is_held_over_steps_and_runs(make_run):

@@ -1,4 +1,4 @@
-"""SVCCA without each group of examples, for a jackknife interval: from sums over the groups, without a second pass."""
+"""SVCCA on balanced halves of the examples, for an interval: from sums over groups, without a second pass."""
 
 from dataclasses import replace
 
@@ -7,78 +7,83 @@ import torch
 from torch import Tensor
 
 from dynprobe.metrics._arrays import Array, Centred, OneKind, centre, like, paired
+from dynprobe.metrics.resampling import balanced_half_samples
 from dynprobe.metrics.subspace import GRAM_UP_TO, check_share, count_kept, factor, mean_correlation
 
+N_GROUPS = (4, 8, 16)
 
-def svcca_leave_group_out(
+
+def svcca_half_samples(
     x: OneKind, y: OneKind, groups: Array, *, variance: float = 0.99, n_kept: tuple[int, int] | None = None
 ) -> OneKind:
-    """SVCCA with each group of rows left out, from the Gram matrices of the groups: one pass over the data.
+    """SVCCA on balanced halves of the rows, from the Gram matrices of the groups: one pass over the data.
 
     Parameters
     ----------
     x, y
         Shape (..., n_samples, n_features); the same samples row by row.
     groups
-        (n_samples,) group of each row; at least two groups. Rows of one example belong in one group.
+        (n_samples,) group of each row: 4, 8 or 16 groups of about equal size. Rows of one example belong in one group.
     variance
         Share of the variance kept of each side, in (0, 1].
     n_kept
         Keep exactly so many directions of `x` and of `y` instead (at most the numerical rank). Intervals need it: with a
-        number chosen anew without each group they are too short.
+        number chosen anew on each half they are too short.
 
     Returns
     -------
     Array
-        (..., n_groups) SVCCA without each group, in ascending order of the groups; each in [0, 1].
+        (..., n_groups - 1) SVCCA on each half of :func:`~dynprobe.metrics.balanced_half_samples`, whose columns are the groups
+        in ascending order; each in [0, 1].
 
     Raises
     ------
     ValueError
-        For fewer than two groups or a wrong number of rows, or when the rows left are all equal.
+        For another number of groups or a wrong number of rows, or when the rows of a half are all equal.
 
     Notes
     -----
-    The moments of the kept rows are sums of those of the groups, each about its own mean (Chan, Golub and LeVeque 1983), so
-    nothing cancels; then small eigenproblems only. Memory: n_groups times the squared sum of the widths. Agrees with
-    refactoring the kept rows to the accuracy of the Gram matrices; shares above 0.999 are refactored.
+    The moments of a half are sums of those of its groups, each about its own mean (Chan, Golub and LeVeque 1983), so nothing
+    cancels; then small eigenproblems only. Memory: n_groups times the squared sum of the widths. Agrees with factoring the
+    rows of the half to the accuracy of the Gram matrices; shares above 0.999 are refactored.
 
     Examples
     --------
     >>> import numpy as np
-    >>> x = np.array([[1.0], [2.0], [4.0], [8.0]])
-    >>> [round(float(value), 12) for value in svcca_leave_group_out(x, -x, np.array([0, 0, 1, 1]))]
-    [1.0, 1.0]
+    >>> x = np.array([[1.0], [2.0], [4.0], [8.0], [9.0], [3.0], [2.0], [5.0]])
+    >>> svcca_half_samples(x, -x, np.arange(8) // 2).round(12).tolist()
+    [1.0, 1.0, 1.0]
     """
     check_share(variance)
     first, second = paired(x, y)
     labels = np.asarray(groups.cpu() if isinstance(groups, Tensor) else groups)
     names = np.unique(labels)
-    if labels.shape != (first.values.shape[-2],) or len(names) < 2:
+    if labels.shape != (first.values.shape[-2],) or len(names) not in N_GROUPS:
         raise ValueError(
-            f"`groups` must give one of at least 2 groups to each of {first.values.shape[-2]} rows; got shape "
+            f"`groups` must give one of 4, 8 or 16 groups to each of {first.values.shape[-2]} rows; got shape "
             f"{labels.shape} with {len(names)} group(s)"
         )
     members = [torch.as_tensor(np.flatnonzero(labels == name), device=first.values.device) for name in names]
+    halves = [np.flatnonzero(row).tolist() for row in balanced_half_samples(len(names))]
     wanted = n_kept or (None, None)
     if n_kept is None and variance > GRAM_UP_TO:
-        return like(_refactored(first, second, members, variance), x, y)
+        return like(_refactored(first, second, members, halves, variance), x, y)
     leading = torch.broadcast_shapes(first.values.shape[:-2], second.values.shape[:-2])
     joint = torch.cat([side.values.expand(*leading, *side.values.shape[-2:]) for side in (first, second)], dim=-1)
     parts = [_moments(joint.index_select(-2, rows)) for rows in members]
     values = []
-    for left_out in range(len(parts)):
-        kept = parts[:left_out] + parts[left_out + 1 :]
-        n_kept_rows = sum(len(rows) for i, rows in enumerate(members) if i != left_out)
-        gram = _pooled_gram(kept)
-        values.append(_svcca_of_gram(gram, first, second, variance, wanted, n_rows=n_kept_rows))
+    for half in halves:
+        gram, n_rows = _pooled_gram([parts[group] for group in half]), sum(len(members[group]) for group in half)
+        values.append(_svcca_of_gram(gram, first, second, variance, wanted, n_rows=n_rows))
     return like(torch.stack(values, dim=-1), x, y)
 
 
-def _refactored(first: Centred, second: Centred, members: list[Tensor], variance: float) -> Tensor:
+def _refactored(
+    first: Centred, second: Centred, members: list[Tensor], halves: list[list[int]], variance: float
+) -> Tensor:
     values = []
-    for left_out in range(len(members)):
-        kept = torch.cat(members[:left_out] + members[left_out + 1 :])
+    for half in halves:
+        kept = torch.cat([members[group] for group in half])
         a, b = (factor(_kept_rows(name, side, kept), variance) for name, side in (("x", first), ("y", second)))
         values.append(mean_correlation(a, b))
     return torch.stack(values, dim=-1)
@@ -125,7 +130,7 @@ def _whitening(
     singular = values.flip(-1).clamp_min(0.0).sqrt()
     # the rows as a whole are of size 1; what is left must stand out from the rounding of their means
     if bool((singular[..., 0] <= 4 * torch.finfo(gram.dtype).eps * n_rows**0.5).any()):
-        raise ValueError(f"`{name}` must vary in all groups but one; got groups whose remaining rows are all equal")
+        raise ValueError(f"`{name}` must vary in each half of the groups; got a half whose rows are all equal")
     known, shape = rounding.expand(singular.shape[:-1]), (n_rows, gram.shape[-1])
     kept = count_kept(singular, variance, rounding=known, shape=shape, n_kept=wanted)
     k = int(kept.max())
