@@ -1,61 +1,103 @@
-"""Seconds, multiples of the bare matrix products, memory and error of the 13 x 13 SVCCA heat map of two 13-layer runs.
+"""The SVCCA heat map of two runs: time as multiples of the bare matrix products, memory, and error of every pair.
 
-Run: python benchmarks/svcca_grid.py [--rows 8192] [--width 768] [--layers 13]. All times are taken in one process, one after
-the other, and only their ratios mean anything.
+Run: python benchmarks/svcca_grid.py [--rows 8192] [--width 768] [--layers 13] [--device cuda]. Ours, the bare products and the
+straightforward way take turns in one process; only their ratios mean anything.
 """
 
 import argparse
 import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from dynprobe.metrics.grid import svcca_grid
+from dynprobe.metrics import svcca_grid
+
+EXPONENT = -0.555  # of the standard deviations; about 415 of 768 directions then hold 99 % of the variance
+N_ROGUE, ROGUE_SCALE, MEAN_SCALE = 2, 4.0, 3.0
 
 
-def representations(n: int, d: int, n_layers: int, *, seed: int, shared: np.ndarray) -> list[np.ndarray]:
+def representations(n: int, d: int, n_layers: int, *, seed: int, device: torch.device) -> list[torch.Tensor]:
     """Power-law spectrum, two rogue directions, a large mean; layers and runs share part of their signal."""
-    rng = np.random.default_rng(seed)
-    scale = np.arange(1, d + 1) ** -0.57
-    scale[:2] *= 4.0
+    own = torch.Generator(device=device).manual_seed(seed)
+
+    def normal(*shape: int, generator: torch.Generator = own) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, device=device)
+
+    shared = normal(n, d, generator=torch.Generator(device=device).manual_seed(0))
+    scale = torch.arange(1, d + 1, device=device, dtype=torch.float32) ** EXPONENT
+    scale[:N_ROGUE] *= ROGUE_SCALE
     layers = []
     for layer in range(n_layers):
-        rotation = np.linalg.qr(rng.normal(size=(d, d)))[0].astype(np.float32)
-        own = rng.normal(size=(n, d)).astype(np.float32)
-        weight = np.float32(0.9 - 0.04 * layer)
-        signal = weight * shared + np.sqrt(1 - weight**2) * own
-        layers.append(
-            (signal * scale.astype(np.float32)) @ rotation + np.float32(3.0) * rng.normal(size=d).astype(np.float32)
-        )
+        rotation = torch.linalg.qr(normal(d, d)).Q
+        weight = 0.9 - 0.5 * layer / n_layers
+        signal = weight * shared + (1 - weight**2) ** 0.5 * normal(n, d)
+        layers.append((signal * scale) @ rotation + MEAN_SCALE * normal(d))
     return layers
 
 
-def seconds(function: Callable[[], object], repeats: int) -> float:
-    """The least of several times."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def timed(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    wait()
+    start = time.perf_counter()
+    function()
+    wait()
+    return time.perf_counter() - start
 
 
-def floor(x: list[torch.Tensor], y: list[torch.Tensor], k_x: tuple[int, ...], k_y: tuple[int, ...]) -> None:
-    """The products alone: upper-triangle Gram (half of one product), whitening, cross products."""
+def bare_products(x: list[torch.Tensor], y: list[torch.Tensor], k_x: list[int], k_y: list[int]) -> None:
+    """The products alone: upper triangle of the Gram matrices, whitening, cross products."""
     for block in (*x, *y):
         half = block.shape[1] // 2
-        block[:, :half].mT @ block[:, :half]  # the two diagonal tiles and one off-diagonal tile, as two calls
+        block[:, :half].mT @ block[:, :half]  # half of a Gram matrix, as two products
         block[:, half:].mT @ block[:, : half // 2 + block.shape[1] // 4]
-    a = torch.cat([block @ torch.ones(block.shape[1], k) for block, k in zip(x, k_x, strict=True)], dim=1)
-    b = torch.cat([block @ torch.ones(block.shape[1], k) for block, k in zip(y, k_y, strict=True)], dim=1)
-    a.mT @ b
+    whitened = [
+        torch.cat(
+            [block @ torch.ones(block.shape[1], k, device=block.device) for block, k in zip(side, kept, strict=True)], 1
+        )
+        for side, kept in ((x, k_x), (y, k_y))
+    ]
+    whitened[0].mT @ whitened[1]
 
 
-def peak_megabytes() -> float:
-    """Highest resident memory of this process so far."""
+def exact_basis(x: torch.Tensor) -> torch.Tensor:
+    """Variates of the float64 reference: QR, then SVD of R, no second moments."""
+    wide = x.double()
+    q, r = torch.linalg.qr(wide - wide.mean(dim=0))
+    u, s, _ = torch.linalg.svd(r)
+    return q @ u[:, : kept_of(s)]
+
+
+def kept_of(singular: torch.Tensor) -> int:
+    """Smallest number of directions that hold 99 % of the variance."""
+    share = singular.square().cumsum(0) / singular.square().sum()
+    return int((share < 0.99).sum()) + 1
+
+
+def straightforward(x: torch.Tensor, y: torch.Tensor) -> float:
+    """What most published code does for every pair: two SVDs and a CCA."""
+    kept = []
+    for side in (x, y):
+        u, s, _ = torch.linalg.svd(side - side.mean(dim=0), full_matrices=False)
+        kept.append(u[:, : kept_of(s)])
+    return float(torch.linalg.svdvals(kept[0].mT @ kept[1]).mean())
+
+
+def peak_megabytes(device: torch.device) -> float:
+    """Highest memory so far: of the process, or of the device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def megabytes_now(device: torch.device) -> float:
+    """Memory in use: of the process, or of the device."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated() / 2**20
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
 def main() -> None:
@@ -64,49 +106,49 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8192)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--layers", type=int, default=13)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--no-reference", action="store_true", help="leave the slow float64 reference out")
     options = parser.parse_args()
-    shared = np.random.default_rng(0).normal(size=(options.rows, options.width)).astype(np.float32)
-    x = representations(options.rows, options.width, options.layers, seed=1, shared=shared)
-    y = representations(options.rows, options.width, options.layers, seed=2, shared=shared)
-    before = peak_megabytes()
+    n, d, layers, device = options.rows, options.width, options.layers, options.device
+    torch.backends.cuda.matmul.allow_tf32 = False
+    x, y = (representations(n, d, layers, seed=seed, device=device) for seed in (1, 2))
+    before = megabytes_now(device)
     grid = svcca_grid(x, y)
-    print(f"memory above the inputs: {peak_megabytes() - before:.0f} MB")
-    print(f"kept directions: {grid.n_kept_x}")
-    k_x, k_y = sum(grid.n_kept_x), sum(grid.n_kept_y)
-    flops = options.rows * (2 * options.layers * options.width**2 + 2 * options.width * (k_x + k_y) + 2 * k_x * k_y)
-    print(f"products: {flops / 1e9:.0f} GFLOP")
-    tensors_x, tensors_y = ([torch.from_numpy(layer) for layer in side] for side in (x, y))
-    bare = seconds(lambda: floor(tensors_x, tensors_y, grid.n_kept_x, grid.n_kept_y), options.repeats)
-    print(f"bare products: {bare:.2f} s")
-    for solver in ("eigh", "svd"):
-        ours = seconds(lambda solver=solver: svcca_grid(x, y, solver=solver), options.repeats)
-        print(f"grid, solver {solver}: {ours:.2f} s, {ours / bare:.2f} x the bare products")
-    bases_x, bases_y = ([exact_basis(layer) for layer in side] for side in (x, y))
-    reference = np.array([[np.linalg.svd(a.T @ b, compute_uv=False).mean() for b in bases_y] for a in bases_x])
+    print(f"memory above the inputs: {peak_megabytes(device) - before:.0f} MB")
+    k_x, k_y = list(grid.n_kept_x), list(grid.n_kept_y)
+    flops = n * (2 * layers * d**2 + 2 * d * (sum(k_x) + sum(k_y)) + 2 * sum(k_x) * sum(k_y))
     print(
-        f"largest error of {reference.size} pairs against float64 SVD: {np.abs(grid.similarity - reference).max():.1e}"
+        f"{layers} x {layers} pairs, n = {n}, d = {d}; {min(k_x)} to {max(k_x)} directions kept; {flops / 1e9:.0f} GFLOP"
     )
-    one = seconds(lambda: straightforward(x[0], y[0]), 1)
-    print(f"one pair by two SVDs and a CCA: {one:.2f} s, so the map takes {one * options.layers**2 / bare:.0f} x")
-
-
-def exact_basis(x: np.ndarray) -> np.ndarray:
-    """Variates of the float64 reference: QR, then SVD of R, no second moments."""
-    wide = x.astype(np.float64)
-    q, r = np.linalg.qr(wide - wide.mean(axis=0))
-    u, s, _ = np.linalg.svd(r)
-    return q @ u[:, : int(np.searchsorted(np.cumsum(s**2) / np.sum(s**2), 0.99)) + 1]
-
-
-def straightforward(x: np.ndarray, y: np.ndarray) -> float:
-    """What most published code does for every pair."""
-    kept = []
-    for side in (x, y):
-        u, s, _ = np.linalg.svd(side - side.mean(axis=0), full_matrices=False)
-        share = np.cumsum(s**2) / np.sum(s**2)
-        kept.append(u[:, : int(np.searchsorted(share, 0.99)) + 1])
-    return float(np.linalg.svd(kept[0].T @ kept[1], compute_uv=False).mean())
+    bare_products(x, y, k_x, k_y)  # warm up
+    turns = []
+    for _ in range(options.turns):
+        floor = timed(lambda: bare_products(x, y, k_x, k_y), device)
+        turns.append(
+            [floor, *(timed(lambda s=s: svcca_grid(x, y, solver=s), device) for s in ("auto", "svd", "polar"))]
+        )
+    floor = np.median([turn[0] for turn in turns])
+    print(f"bare products: {floor:.2f} s, {flops / floor / 1e9:.0f} GFLOP/s")
+    for column, name in enumerate(("auto", "svd", "polar"), start=1):
+        ratios = [turn[column] / turn[0] for turn in turns]
+        seconds = np.median([turn[column] for turn in turns])
+        print(
+            f"solver {name}: {np.median(ratios):.2f} x the products ({min(ratios):.2f} to {max(ratios):.2f}), {seconds:.2f} s"
+        )
+    ours = np.median([turn[1] for turn in turns])
+    one_svd = timed(lambda: torch.linalg.svd(x[0], full_matrices=False), device)
+    print(
+        f"SVDs of the {2 * layers} matrices alone: {2 * layers * one_svd / ours:.0f} x ours (one timed, {one_svd:.2f} s)"
+    )
+    pair = timed(lambda: straightforward(x[0], y[0]), device)
+    print(f"two SVDs and a CCA for every pair: {pair * layers**2 / ours:.0f} x ours (one pair timed, {pair:.2f} s)")
+    if not options.no_reference:
+        bases = [[exact_basis(layer) for layer in side] for side in (x, y)]
+        exact = np.array([[float(torch.linalg.svdvals(a.mT @ b).mean()) for b in bases[1]] for a in bases[0]])
+        print(
+            f"largest error of {exact.size} pairs against float64 QR and SVD: {np.abs(grid.similarity - exact).max():.1e}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """One layer of several snapshots: sums of each side are kept as long as the next pairs need them."""
 
-from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,9 +14,7 @@ from dynprobe.metrics.from_sums import Whitening, self_hsic, unbiased_hsic, vari
 from dynprobe.metrics.grid import Factored, mean_correlation_of
 from dynprobe.metrics.rows import Prepared
 from dynprobe.metrics.sums import CrossSums, SideSums, cross_sums, pooled, side_sums
-
-# Besides the ends: the snapshots of both runs at the step in hand.
-_REMEMBERED = 2
+from dynprobe.metrics.workers import in_parallel
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Side:
 
 
 class Layer:
-    """One layer of one stack, on the tokens that all snapshots share.
+    """One layer of one stack, on the tokens that all snapshots share; what can be done at once is.
 
     Parameters
     ----------
@@ -84,7 +81,7 @@ class Layer:
     groups
         Rows at which groups of whole examples start, and the number of rows.
     ends
-        Snapshots that are summed by group and never forgotten: those that get intervals.
+        Snapshots that are summed by group and never forgotten: those that get intervals, and the references.
     variance
         Share of the variance that decides how many directions the reference keeps.
     """
@@ -100,67 +97,79 @@ class Layer:
     ) -> None:
         self._states, self._number, self._variance = states, number, variance
         self._groups, self._ends = groups, ends
-        self._sides: OrderedDict[Moment, Side] = OrderedDict()
+        self._sides: dict[Moment, Side] = {}
         self._crosses: dict[Pair, CrossSums] = {}
 
     def side(self, moment: Moment) -> Side:
-        """One snapshot, read and summed unless it is still remembered."""
-        found = self._sides.get(moment)
-        if found is None:
-            rows = self._states.prepared(moment, self._number)
-            parts = side_sums(rows, self._groups if moment in self._ends else self._whole)
-            found = self._with_whitening(moment, rows, parts)
-        self._sides[moment] = found
-        self._sides.move_to_end(moment)
-        passing = [other for other in self._sides if other not in self._ends]
-        for other in passing[:-_REMEMBERED]:
-            del self._sides[other]
-        return found
+        """One snapshot that was read before."""
+        return self._sides[moment]
 
-    def agreement(self, pair: Pair) -> Agreement:
-        """How similar the two snapshots of a pair are."""
-        a, b = self.side(pair.a), self.side(pair.b)
-        cross = self._crosses.get(pair)
-        if cross is None:
-            cross = cross_sums(a.rows, b.rows, self._whole)
-        return _agreement(a, b, pooled(cross), with_free=True)
+    def read(self, moments: Iterable[Moment]) -> None:
+        """Read and sum some snapshots unless they are remembered; others are forgotten, but for the ends."""
+        wanted = list(dict.fromkeys(moments))
+        self._sides = {m: side for m, side in self._sides.items() if m in self._ends or m in wanted}
+        references = [self._states.reference(moment, self._number) for moment in wanted]
+        for several in (references, wanted):  # the references decide how many directions the others keep
+            missing = [moment for moment in dict.fromkeys(several) if moment not in self._sides]
+            self._sides |= dict(zip(missing, in_parallel(self._side, missing), strict=True))
 
-    def chance(self, pair: Pair, shifts: Sequence[int]) -> Agreement:
+    def agreements(self, pairs: Sequence[Pair]) -> list[Agreement]:
+        """How similar the two snapshots of each pair are."""
+        self.read(moment for pair in pairs for moment in (pair.a, pair.b))
+
+        def of_pair(pair: Pair) -> Agreement:
+            cross = self._crosses.get(pair)
+            found = self._cross(pair, self._whole) if cross is None else cross
+            return _agreement(self.side(pair.a), self.side(pair.b), pooled(found), with_free=True)
+
+        return list(in_parallel(of_pair, pairs))
+
+    def chance(self, pairs: Sequence[Pair], shifts: Sequence[int]) -> list[Agreement]:
         """How similar they are with the rows of one shifted by whole examples: the mean over some shifts."""
-        a, b = self.side(pair.a), self.side(pair.b)
-        rolled = (cross_sums(a.rows, b.rows.rolled(shift), self._whole) for shift in shifts)
-        found = [_agreement(a, b, pooled(cross)) for cross in rolled]
-        return Agreement(*np.mean([(one.svcca, one.free_svcca, one.cka) for one in found], axis=0))
+        self.read(moment for pair in pairs for moment in (pair.a, pair.b))
 
-    def on_halves(self, pairs: Sequence[Pair]) -> dict[Pair, list[Agreement]]:
+        def of_pair(pair: Pair) -> Agreement:
+            a, b = self.side(pair.a), self.side(pair.b)
+            rolled = (cross_sums(a.rows, b.rows.rolled(shift), self._whole) for shift in shifts)
+            found = [_agreement(a, b, pooled(cross)) for cross in rolled]
+            return Agreement(*np.mean([(one.svcca, one.free_svcca, one.cka) for one in found], axis=0))
+
+        return list(in_parallel(of_pair, pairs))
+
+    def on_halves(self, pairs: Sequence[Pair]) -> list[list[Agreement]]:
         """How similar the snapshots of some pairs of ends are on balanced halves of the examples."""
-        found: dict[Pair, list[Agreement]] = {pair: [] for pair in pairs}
-        sides = {moment: self.side(moment) for pair in pairs for moment in (pair.a, pair.b)}
-        self._crosses |= {pair: cross_sums(sides[pair.a].rows, sides[pair.b].rows, self._groups) for pair in pairs}
-        for half in balanced_half_samples(len(self._groups) - 1):
+        self.read(moment for pair in pairs for moment in (pair.a, pair.b))
+        crosses = in_parallel(lambda pair: self._cross(pair, self._groups), pairs)
+        self._crosses |= dict(zip(pairs, crosses, strict=True))
+        ends = list(dict.fromkeys(moment for pair in pairs for moment in (pair.a, pair.b)))
+
+        def of_half(half: np.ndarray) -> list[Agreement]:
             groups = np.flatnonzero(half).tolist()
-            seen = {
-                moment: self._with_whitening(moment, side.rows, side.parts, groups=groups)
-                for moment, side in sides.items()
-            }
-            for pair in pairs:
-                cross = pooled(self._crosses[pair], groups=groups)
-                found[pair].append(_agreement(seen[pair.a], seen[pair.b], cross))
-        return found
+            seen = {m: self._with_whitening(m, self.side(m).rows, self.side(m).parts, groups=groups) for m in ends}
+            return [_agreement(seen[p.a], seen[p.b], pooled(self._crosses[p], groups=groups)) for p in pairs]
+
+        halves = list(in_parallel(of_half, list(balanced_half_samples(len(self._groups) - 1))))
+        return [list(own) for own in zip(*halves, strict=True)]
 
     @property
     def _whole(self) -> list[int]:
         return [0, self._states.n_rows]
 
+    def _cross(self, pair: Pair, groups: Sequence[int]) -> CrossSums:
+        return cross_sums(self.side(pair.a).rows, self.side(pair.b).rows, groups)
+
+    def _side(self, moment: Moment) -> Side:
+        rows = self._states.prepared(moment, self._number)
+        return self._with_whitening(
+            moment, rows, side_sums(rows, self._groups if moment in self._ends else self._whole)
+        )
+
     def _with_whitening(
         self, moment: Moment, rows: Prepared, parts: SideSums, *, groups: Sequence[int] | None = None
     ) -> Side:
         sums = pooled(parts, groups=groups)
-        reference = self._states.reference(moment, self._number)
-        held = None
-        if reference != moment or groups is not None:
-            kept = self.side(reference).whitening
-            held = None if kept is None else kept.n_kept
+        reference = self._sides.get(self._states.reference(moment, self._number))
+        held = None if reference is None or reference.whitening is None else reference.whitening.n_kept
         try:
             found = whiten(rows, float(sums.n), sums.total, sums.products, variance=self._variance, n_kept=held)
         except ValueError as error:  # a layer without variance, such as position embeddings alone

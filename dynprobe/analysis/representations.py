@@ -10,7 +10,7 @@ from dynprobe.metrics.rows import Prepared, Rows, prepare, standardised
 from dynprobe.run import Snapshot
 
 # Prepared rows of one layer are held in memory up to this size; larger ones are read again for each comparison.
-MAX_HELD_BYTES = 2**26
+MAX_HELD_BYTES = 2**25
 # Groups of examples from which halves are made; the fewer where there are too few examples.
 N_GROUPS = (8, 4)
 
@@ -100,9 +100,16 @@ class Representations:
 
     def prepared(self, moment: Moment, layer: int) -> Prepared:
         """Hidden states ready for products; held in memory when they are small."""
-        states: Rows = StoredStates(moment.snapshot, layer, self.stack, self._index[moment])
+        states: Rows = self._stored(moment, layer)
         found = prepare(standardised(states) if self._standardize else states)
         return found.held() if found.n_bytes <= MAX_HELD_BYTES else found
+
+    def first_rows(self, moment: Moment, layer: int, n: int) -> np.ndarray:
+        """(n, d_model) hidden states of the first tokens, as stored and never standardised."""
+        return self._stored(moment, layer)[0:n]
+
+    def _stored(self, moment: Moment, layer: int) -> StoredStates:
+        return StoredStates(moment.snapshot, layer, self.stack, self._index[moment])
 
     def reference(self, moment: Moment, layer: int) -> Moment:
         """The first snapshot whose layer is as wide: the start of the first run, if the runs are of one size."""

@@ -10,9 +10,10 @@ from dynprobe.analysis.catalog import SIMILARITY, describe
 from dynprobe.analysis.layer import Agreement, Layer
 from dynprobe.analysis.layer_maps import corner_pairs, layer_maps
 from dynprobe.analysis.matching import layer_mismatch, shared_stacks
-from dynprobe.analysis.moments import Moment, Pair, last_pairs, moments_in
+from dynprobe.analysis.moments import Moment, Pair, ends_of, last_pairs, moments_in
 from dynprobe.analysis.progress import Progress, Tick
-from dynprobe.analysis.representations import N_GROUPS, Representations
+from dynprobe.analysis.representations import MAX_HELD_BYTES, N_GROUPS, Representations
+from dynprobe.analysis.rogue import rogue_note
 from dynprobe.metrics import half_sample_bias, half_sample_interval
 from dynprobe.metrics.grid import Factored
 from dynprobe.metrics.workers import in_parallel
@@ -22,7 +23,8 @@ SVCCA, CKA = SIMILARITY
 # Tokens for each kept direction; below it canonical correlations of unrelated data are far from zero.
 ROWS_PER_DIRECTION = 10
 _CHANCE_SHIFTS = (1 / 2, 1 / 3)
-_WORKERS_BYTES = 2**30  # for the sums of all workers together
+_WORKERS_BYTES = 3 * 2**28  # for what all layers in hand hold together
+_N_ENDS, _N_END_PAIRS = 4, 3  # of two runs
 
 
 _Factors = dict[Moment, dict[int, Factored | None]]
@@ -98,14 +100,26 @@ def hidden_state_similarity(
             continue
         states = Representations(moments_in(own), stack, specials=specials, standardize=standardize)
         notes += _notes(states, stack, specials=specials)
+        if standardize:
+            notes.append(f"Hidden states ({stack}): every feature was divided by its standard deviation.")
         if states.n_rows < 4:
             rows += [_too_few(pair, stack, metric, states.n_rows) for pair in last_pairs(own) for metric in metrics]
             continue
         found, factors = _stack_rows(own, states, variance=variance, level=level, metrics=metrics, progress=progress)
         rows += found
+        if not standardize:
+            said = (rogue_note(moment, states, moment.snapshot.layers(stack)) for moment in _outermost(own))
+            notes += [note for note in said if note is not None]
         if SVCCA in metrics:
             arrays |= layer_maps(corner_pairs(own), stack, factors)
     return Result("Hidden states", tidy(rows), describe(metrics), arrays=arrays, notes=tuple(notes))
+
+
+def _outermost(pairs: Sequence[Pair]) -> list[Moment]:
+    """First and last snapshot of each run, in order."""
+    in_order = sorted(moments_in(pairs), key=lambda moment: (moment.name, moment.step))
+    ends = ends_of(in_order)
+    return [moment for moment in in_order if moment in ends]
 
 
 def _captured(moment: Moment, stack: str) -> bool:
@@ -133,11 +147,21 @@ def _stack_rows(
         layer = Layer(states, number, groups=groups, ends=set(moments_in(ends)) | set(corners), variance=variance)
         here = [pair for pair in matched if number in _layers(pair, states.stack)]
         last = [pair for pair in ends if pair in here]
-        halves = layer.on_halves(last) if len(groups) > 2 else {}
-        rows = {pair: _pair_rows(layer, pair, states, metrics) for pair in _by_step(here)}
-        for pair in last:
-            _add_uncertainty(rows[pair], layer, pair, halves.get(pair, []), states, level)
-        factors = {m: layer.side(m).factored for m in corners if number in m.snapshot.layers(states.stack)}
+        halves = layer.on_halves(last) if len(groups) > 2 else [[] for _ in last]
+        rows: dict[Pair, dict[str, dict[str, Any]]] = {}
+        for together in _by_step(here):
+            agreements = layer.agreements(together)
+            rows |= {
+                pair: _pair_rows(layer, pair, found, states, metrics)
+                for pair, found in zip(together, agreements, strict=True)
+            }
+        shifts = states.shifts(_CHANCE_SHIFTS)
+        chances = layer.chance(last, shifts) if shifts else [None for _ in last]
+        for pair, own, chance in zip(last, halves, chances, strict=True):
+            _add_uncertainty(rows[pair], own, chance, level)
+        captured = [moment for moment in corners if number in moment.snapshot.layers(states.stack)]
+        layer.read(captured)
+        factors = {moment: layer.side(moment).factored for moment in captured}
         return {pair: _placed(rows[pair], pair, states, number) for pair in here}, factors
 
     by_pair: dict[Pair, list[dict[str, Any]]] = {pair: [] for pair in matched}
@@ -152,26 +176,29 @@ def _stack_rows(
 
 
 def _n_workers(states: Representations) -> int:
-    """As many layers at once as their sums have room in memory: those of four ends and of three pairs of ends."""
+    """As many layers at once as have room in memory; with a single one its own steps share the threads."""
     width = min(states.d_model, states.n_rows)
-    return max(1, _WORKERS_BYTES // (8 * 7 * max(N_GROUPS) * width**2))
+    sums = 8 * (_N_ENDS + _N_END_PAIRS) * max(N_GROUPS) * width**2
+    rows = (_N_ENDS + 2) * min(MAX_HELD_BYTES, 4 * states.n_rows * width)
+    return max(1, _WORKERS_BYTES // (sums + rows))
 
 
-def _by_step(pairs: Sequence[Pair]) -> list[Pair]:
+def _by_step(pairs: Sequence[Pair]) -> list[list[Pair]]:
     """Pairs of different comparisons in step with each other, so that few snapshots are in hand at a time."""
     series: dict[tuple[str, str, str], list[Pair]] = {}
     for pair in pairs:
         series.setdefault((pair.comparison, pair.a.name, pair.b.name), []).append(pair)
-    return [pair for together in zip_longest(*series.values()) for pair in together if pair is not None]
+    return [[pair for pair in together if pair is not None] for together in zip_longest(*series.values())]
 
 
 def _layers(pair: Pair, stack: str) -> set[int]:
     return set(pair.a.snapshot.layers(stack)) & set(pair.b.snapshot.layers(stack))
 
 
-def _pair_rows(layer: Layer, pair: Pair, states: Representations, metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _pair_rows(
+    layer: Layer, pair: Pair, found: Agreement, states: Representations, metrics: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     """Value, kept directions and status of each metric."""
-    found = layer.agreement(pair)
     rows: dict[str, dict[str, Any]] = {}
     if SVCCA in metrics:
         rows[SVCCA] = _svcca_row(layer, pair, found, states.n_rows)
@@ -197,16 +224,9 @@ def _svcca_row(layer: Layer, pair: Pair, found: Agreement, n_rows: int) -> dict[
 
 
 def _add_uncertainty(
-    rows: dict[str, dict[str, Any]],
-    layer: Layer,
-    pair: Pair,
-    halves: Sequence[Agreement],
-    states: Representations,
-    level: float,
+    rows: dict[str, dict[str, Any]], halves: Sequence[Agreement], chance: Agreement | None, level: float
 ) -> None:
     """Chance level, interval and bias of the values of a pair of ends."""
-    shifts = states.shifts(_CHANCE_SHIFTS)
-    chance = layer.chance(pair, shifts) if shifts else None
     for metric, name, bounds in ((SVCCA, "svcca", (0.0, 1.0)), (CKA, "cka", (-1.0, 1.0))):
         row = rows.get(metric)
         if row is None or "value" not in row:

@@ -16,6 +16,7 @@ _WIDE = 128
 # Directions that are kept apart. Those that dominate a hidden state are two or three; a few more cost nothing.
 _N_LEADING = 16
 _POWER_STEPS = 3
+_LEADING_ROWS = 512
 _ORDINARY = (2.0**-30, 2.0**30)  # sizes whose fourth powers float32 can still hold
 
 
@@ -245,7 +246,8 @@ def prepare(rows: Rows, *, block_rows: int = BLOCK_ROWS, device: torch.device | 
         return _in_row_space(read(rows, 0, n, place, dtype), spacing)
     shift = first.mean(dim=0, dtype=torch.float64).to(dtype)
     scale = _scale(first - shift)
-    basis = torch.empty(d, 0, dtype=torch.float64, device=place) if exact else _leading((first - shift) / scale)
+    few = first[:_LEADING_ROWS]
+    basis = torch.empty(d, 0, dtype=torch.float64, device=place) if exact else _leading((few - shift) / scale)
     offset = float((shift.double() / scale).square().sum())
     return Prepared(rows, shift.double(), basis, dtype, scale, offset, spacing, d)
 
