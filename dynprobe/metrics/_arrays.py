@@ -1,6 +1,7 @@
 """Arrays in, arrays out: tensors stay tensors on their device, NumPy arrays come back as NumPy arrays."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 Array: TypeAlias = np.ndarray | Tensor
 OneKind = TypeVar("OneKind", np.ndarray, Tensor)
 
+_TILES, _MIN_TILED = 4, 256
 # A column whose entries differ by no more than this many roundings of its largest entry is constant.
 _CONSTANT_ROUNDINGS = 4
 
@@ -168,6 +170,18 @@ def power_of_two(largest: Tensor) -> Tensor:
     """The power of two at or below each positive number, 1 for zero; dividing by it is exact."""
     mantissa = torch.frexp(largest).mantissa
     return torch.where(largest > 0, largest / torch.where(largest > 0, 2 * mantissa, torch.ones_like(largest)), 1.0)
+
+
+def symmetric_product(x: Tensor) -> Tensor:
+    """xᵀ x (..., d, d) of (..., n, d): only the tiles on and above the diagonal are computed, the others are copied."""
+    d = x.shape[-1]
+    if d < _MIN_TILED:
+        return x.mT @ x
+    product = torch.empty(*x.shape[:-2], d, d, dtype=x.dtype, device=x.device)
+    for start, stop in pairwise(d * tile // _TILES for tile in range(_TILES + 1)):
+        product[..., start:stop, start:] = x[..., start:stop].mT @ x[..., start:]
+        product[..., stop:, start:stop] = product[..., start:stop, stop:].mT
+    return product
 
 
 def unit_columns(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

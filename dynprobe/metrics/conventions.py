@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dynprobe.metrics._arrays import Array, Centred, like, paired
+from dynprobe.metrics._arrays import Array, Centred, like, paired, symmetric_product
 from dynprobe.metrics._options import SmallSample, check_choice, check_samples
 from dynprobe.metrics.subspace import Subspace, check_share, factor
 
@@ -279,7 +279,7 @@ def _google_directions(side: Centred, variance: float, cut: str) -> tuple[Tensor
 
 def _google_whitened(name: str, side: Centred) -> tuple[Tensor, Tensor]:
     """Data with unit covariance up to epsilon, (..., n_samples, n_features), and which features were used."""
-    covariance = side.values.mT @ side.values
+    covariance = symmetric_product(side.values)
     largest = covariance.abs().amax(dim=(-2, -1), keepdim=True)
     covariance = covariance / largest
     kept = covariance.diagonal(dim1=-2, dim2=-1) >= _EPSILON

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dynprobe.metrics.from_sums import Whitening, whiten
+from dynprobe.metrics.grid_by_svd import bases_by_svd, mean_correlations
 from dynprobe.metrics.rows import BLOCK_ROWS, Prepared, Rows, blocks, prepare
 from dynprobe.metrics.subspace import GRAM_UP_TO, check_share
 from dynprobe.metrics.sums import gram
@@ -95,8 +96,10 @@ def svcca_grid(
     variance
         Share of the variance kept of each, in (0, 0.999].
     solver
-        How the canonical correlations of a pair are summed: ``"svd"`` (singular values), ``"eigh"`` (eigenvalues of M Mᵀ),
-        ``"polar"`` (matrix products only, for GPUs), or ``"auto"``: ``"eigh"`` on CPU, ``"polar"`` elsewhere.
+        How the work is done. ``"eigh"``: each representation by its second moments, pairs by eigenvalues of M Mᵀ; the fastest
+        measured on a CPU. ``"polar"``: pairs by matrix products only (Newton–Schulz), for GPUs, where small decompositions are
+        slow. ``"svd"``: batched decompositions of the stacked representations, which must fit into memory; slow, and
+        independent of the other two. ``"auto"``: ``"eigh"`` on a CPU, ``"polar"`` elsewhere.
     block_rows
         Rows read at a time.
     device
@@ -105,14 +108,16 @@ def svcca_grid(
     Returns
     -------
     SvccaGrid
-        The values of :func:`~dynprobe.metrics.svcca_similarity` for each pair: to about 1e-7 for float32 input, whose
-        products are made in float32, and to 1e-10 for float64 input (with ``"polar"`` to 1e-6).
+        The values of :func:`~dynprobe.metrics.svcca_similarity` for each pair: to about 1e-8 for float32 input, whose
+        products are made in float32, and to 1e-10 for float64 input; with ``"polar"`` and, for float32, with ``"svd"`` to
+        1e-6.
 
     Raises
     ------
     ValueError
-        For no representation, different numbers of samples, fewer than two, non-finite entries, a representation that does
-        not vary, an unknown solver, or a share above 0.999, where second moments are not exact enough.
+        For no representation, different numbers of samples, fewer than two, or too few for the directions that one keeps;
+        non-finite entries, a representation that does not vary, an unknown solver, a device that is not there, or a share
+        above 0.999, where second moments are not exact enough.
 
     Notes
     -----
@@ -131,54 +136,69 @@ def svcca_grid(
     check_share(variance)
     if variance > GRAM_UP_TO:
         raise ValueError(f"`variance` must be at most {GRAM_UP_TO} for a grid; got {variance}. Use svcca_similarity")
-    _check_solver(solver)
-    place = torch.device(device) if device is not None else None
+    if solver not in SOLVERS:
+        raise ValueError(f"`solver` must be one of {SOLVERS}; got {solver!r}")
+    place = _available(device)
     everything = [*x, *(y or ())]
-    _check_shapes(everything)
-    factored = factor_all(everything, variance=variance, block_rows=block_rows, device=place)
+    n_samples = _check_shapes(everything)
+    if solver == "svd":
+        bases = bases_by_svd(everything, variance=variance, device=place)
+        _check_samples([basis.shape[1] for basis in bases], n_samples)
+        left_bases, right_bases = bases[: len(x)], bases[len(x) :] or bases
+        return _grid(
+            *mean_correlations(left_bases, right_bases),
+            [basis.shape[1] for basis in left_bases],
+            [basis.shape[1] for basis in right_bases],
+            n_samples,
+        )
+    factored = _factor_all(everything, variance=variance, block_rows=block_rows, device=place)
+    _check_samples([side.n_kept for side in factored], n_samples)
     left, right = factored[: len(x)], factored[len(x) :] or factored
     return grid_of(left, right, solver=solver, block_rows=block_rows)
-
-
-def factor_all(
-    everything: Sequence[Rows],
-    *,
-    variance: float = 0.99,
-    n_kept: Sequence[int | None] | None = None,
-    block_rows: int = BLOCK_ROWS,
-    device: torch.device | None = None,
-) -> list[Factored]:
-    """Read each representation once and find its kept directions; parameters as for :func:`svcca_grid`.
-
-    Parameters
-    ----------
-    everything
-        Representations (n_samples, n_features).
-    variance, block_rows, device
-        As for :func:`svcca_grid`.
-    n_kept
-        For each, how many directions to keep instead of a share of the variance.
-    """
-    wanted = n_kept or [None] * len(everything)
-    prepared = [prepare(rows, block_rows=block_rows, device=device) for rows in everything]
-    sums = [gram(rows, block_rows=block_rows) for rows in prepared]
-
-    def factor(index: int) -> Factored:
-        rows, (total, products) = prepared[index], sums[index]
-        found = whiten(rows, rows.n_samples, total, products, variance=variance, n_kept=wanted[index])
-        return Factored(rows, found)
-
-    return list(_each(factor, range(len(prepared)), prepared[0].shift.device))
 
 
 def grid_of(
     left: Sequence[Factored], right: Sequence[Factored], *, solver: str = "auto", block_rows: int = BLOCK_ROWS
 ) -> SvccaGrid:
-    """Compare every factored representation on one side with every one on the other; see :func:`svcca_grid`."""
-    _check_solver(solver)
+    """Compare every factored representation on one side with every one on the other.
+
+    Parameters
+    ----------
+    left, right
+        Factored representations of the same samples.
+    solver
+        ``"eigh"``, ``"polar"`` or ``"auto"``; see :func:`svcca_grid`.
+    block_rows
+        Rows read at a time.
+    """
     place = left[0].rows.shift.device
     chosen = ("eigh" if place.type == "cpu" else "polar") if solver == "auto" else solver
-    return _summarise(_cross_products(left, right, block_rows=block_rows), left, right, solver=chosen)
+    k_x, k_y = ([side.n_kept for side in sides] for sides in (left, right))
+    cross = _cross_products(left, right, block_rows=block_rows)
+    parts = [part for rows in cross.split(k_x, dim=0) for part in rows.split(k_y, dim=1)]
+    means = torch.stack(list(_each(lambda part: mean_correlation_of(part, solver=chosen), parts, place)))
+    squares = torch.stack([part.square().sum(dtype=torch.float64) / min(part.shape) for part in parts])
+    shape = (len(left), len(right))
+    return _grid(means.reshape(shape), squares.reshape(shape), k_x, k_y, left[0].rows.n_samples)
+
+
+def _grid(means: Tensor, squares: Tensor, k_x: Sequence[int], k_y: Sequence[int], n_samples: int) -> SvccaGrid:
+    similarity, mean_square = (values.double().cpu().numpy().clip(0.0, 1.0) for values in (means, squares))
+    return SvccaGrid(similarity, mean_square, tuple(k_x), tuple(k_y), n_samples)
+
+
+def _factor_all(
+    everything: Sequence[Rows], *, variance: float, block_rows: int, device: torch.device | None
+) -> list[Factored]:
+    """Read each representation once and find its kept directions."""
+    prepared = [prepare(rows, block_rows=block_rows, device=device) for rows in everything]
+    sums = [gram(rows, block_rows=block_rows) for rows in prepared]
+
+    def factor(index: int) -> Factored:
+        rows, (total, products) = prepared[index], sums[index]
+        return Factored(rows, whiten(rows, rows.n_samples, total, products, variance=variance))
+
+    return list(_each(factor, range(len(prepared)), prepared[0].shift.device))
 
 
 def mean_correlation_of(cross: Tensor, *, solver: str) -> Tensor:
@@ -189,12 +209,10 @@ def mean_correlation_of(cross: Tensor, *, solver: str) -> Tensor:
     cross
         Products of two orthonormal bases.
     solver
-        ``"svd"``, ``"eigh"`` or ``"polar"``; see :func:`svcca_grid`.
+        ``"eigh"`` or ``"polar"``; see :func:`svcca_grid`.
     """
     if cross.shape[-2] > cross.shape[-1]:
         cross = cross.mT
-    if solver == "svd":
-        return torch.linalg.svdvals(cross).mean(dim=-1)
     if solver == "eigh":
         wide = cross.double() if cross.device.type != "mps" else cross
         return torch.linalg.eigvalsh(wide @ wide.mT).clamp_min(0.0).sqrt().mean(dim=-1)
@@ -214,12 +232,28 @@ def _nuclear_norm_by_products(cross: Tensor) -> Tensor:
     return norm
 
 
-def _check_solver(solver: str) -> None:
-    if solver not in SOLVERS:
-        raise ValueError(f"`solver` must be one of {SOLVERS}; got {solver!r}")
+def _available(device: str | torch.device | None) -> torch.device | None:
+    if device is None:
+        return None
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"`device` must be one that is there, such as 'cpu'; got {str(device)!r} ({error})") from error
+    return place
 
 
-def _check_shapes(everything: Sequence[Rows]) -> None:
+def _check_samples(n_kept: Sequence[int], n_samples: int) -> None:
+    """Refuse what is 1 whatever the other side holds."""
+    for k in n_kept:
+        if k >= n_samples - 1:
+            raise ValueError(
+                f"representations must have more samples than kept directions; got {n_samples} samples of one that keeps {k}, "
+                "so that every correlation is 1 whatever the other side holds"
+            )
+
+
+def _check_shapes(everything: Sequence[Rows]) -> int:
     if not everything:
         raise ValueError("`x` must hold at least one representation; got none")
     shapes = [tuple(rows.shape) for rows in everything]
@@ -229,6 +263,7 @@ def _check_shapes(everything: Sequence[Rows]) -> None:
         )
     if shapes[0][0] < 2:
         raise ValueError(f"representations must have at least 2 samples; got {shapes[0][0]}")
+    return int(shapes[0][0])
 
 
 def _cross_products(left: Sequence[Factored], right: Sequence[Factored], *, block_rows: int) -> Tensor:
@@ -250,21 +285,6 @@ def _variates(sides: Sequence[Factored], start: int, stop: int, dtype: torch.dty
     for side, part in zip(sides, found.split(widths, dim=1), strict=True):
         side.variates(start, stop, part)
     return found
-
-
-def _summarise(cross: Tensor, left: Sequence[Factored], right: Sequence[Factored], *, solver: str) -> SvccaGrid:
-    k_x, k_y = ([side.n_kept for side in sides] for sides in (left, right))
-    parts = [part for rows in cross.split(k_x, dim=0) for part in rows.split(k_y, dim=1)]
-    means = list(_each(lambda part: mean_correlation_of(part, solver=solver), parts, cross.device))
-    squares = [part.square().sum(dtype=torch.float64) / min(part.shape) for part in parts]
-    shape = (len(left), len(right))
-    return SvccaGrid(
-        similarity=np.array([float(value) for value in means]).clip(0.0, 1.0).reshape(shape),
-        mean_square=np.array([float(value) for value in squares]).clip(0.0, 1.0).reshape(shape),
-        n_kept_x=tuple(k_x),
-        n_kept_y=tuple(k_y),
-        n_samples=left[0].rows.n_samples,
-    )
 
 
 def _each(function: Callable[[Item], Answer], items: Sequence[Item], place: torch.device) -> Iterator[Answer]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynprobe.metrics._arrays import Array, Centred, OneKind, centre, like, paired
+from dynprobe.metrics._arrays import Array, Centred, OneKind, centre, like, paired, symmetric_product
 from dynprobe.metrics.resampling import balanced_half_samples
 from dynprobe.metrics.subspace import GRAM_UP_TO, check_share, count_kept, factor, mean_correlation
 
@@ -99,7 +99,7 @@ def _moments(rows: Tensor) -> tuple[int, Tensor, Tensor]:
     """Number, mean (..., 1, d) and Gram matrix about the mean (..., d, d) of some rows."""
     mean = rows.mean(dim=-2, keepdim=True)
     centred = rows - mean
-    return rows.shape[-2], mean, centred.mT @ centred
+    return rows.shape[-2], mean, symmetric_product(centred)
 
 
 def _pooled_gram(parts: list[tuple[int, Tensor, Tensor]]) -> Tensor:

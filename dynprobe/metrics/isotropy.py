@@ -6,7 +6,16 @@ All of these depend on the number of samples; :func:`dynprobe.metrics.isotropic_
 import torch
 from torch import Tensor
 
-from dynprobe.metrics._arrays import Array, centre, like, observations, power_of_two, resolution, unit_columns
+from dynprobe.metrics._arrays import (
+    Array,
+    centre,
+    like,
+    observations,
+    power_of_two,
+    resolution,
+    symmetric_product,
+    unit_columns,
+)
 
 
 def explained_variance_ratio(x: Array, *, center: bool = True) -> Array:
@@ -220,7 +229,7 @@ def dimension_correlation(x: Array) -> Array:
            [1., 1.]])
     """
     unit = unit_columns(observations("x", x))[0]
-    correlation = (unit.mT @ unit / unit.shape[-2]).clamp(-1.0, 1.0)
+    correlation = (symmetric_product(unit) / unit.shape[-2]).clamp(-1.0, 1.0)
     eye = torch.eye(unit.shape[-1], dtype=torch.bool, device=unit.device)
     return like(torch.where(eye, torch.ones_like(correlation), correlation), x)
 
@@ -272,7 +281,7 @@ def _centred(data: Tensor, x: Array) -> Tensor:
 
 def _gram(data: Tensor) -> Tensor:
     """The smaller Gram matrix, of samples or of features; both have the same non-zero eigenvalues."""
-    return data @ data.mT if data.shape[-1] > data.shape[-2] else data.mT @ data
+    return symmetric_product(data.mT if data.shape[-1] > data.shape[-2] else data)
 
 
 def _variances(data: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynprobe.metrics._arrays import power_of_two, resolution
+from dynprobe.metrics._arrays import power_of_two, resolution, symmetric_product
 
 BLOCK_ROWS = 2048
 # Below this width products are made in float64: they cost nothing there.
@@ -276,7 +276,7 @@ def _scale(centred: Tensor) -> float:
 def _leading(centred: Tensor) -> Tensor:
     """(n_features, n_leading) about the strongest directions of some rows, by subspace iteration; need not be exact."""
     d = centred.shape[1]
-    gram = centred.mT @ centred
+    gram = symmetric_product(centred)
     gram = gram / gram.diagonal().amax().clamp_min(torch.finfo(gram.dtype).tiny)
     start = torch.from_numpy(np.random.default_rng(0).standard_normal((d, _N_LEADING))).to(gram)
     basis = torch.linalg.qr(start).Q

@@ -6,7 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynprobe.metrics._arrays import Array, Centred, like, paired, power_of_two, resolution, to_float64, unit_columns
+from dynprobe.metrics._arrays import (
+    Array,
+    Centred,
+    like,
+    paired,
+    power_of_two,
+    resolution,
+    symmetric_product,
+    to_float64,
+    unit_columns,
+)
 from dynprobe.metrics._options import BASES, CONVENTIONS, Base, Convention, SmallSample, check_choice, check_samples
 from dynprobe.metrics.conventions import anatome_pwcca, anatome_svcca, google_pwcca, google_svcca
 from dynprobe.metrics.subspace import Subspace, check_share, factor, mean_correlation
@@ -332,8 +342,9 @@ def _hsic(x: Tensor, y: Tensor) -> Tensor:
     """Squared Frobenius norm of the cross product, by way of the smaller Gram matrices."""
     n_samples = x.shape[-2]
     if n_samples < max(x.shape[-1], y.shape[-1]):
-        return ((x @ x.mT) * (y @ y.mT)).sum(dim=(-2, -1))
-    return (x.mT @ y).square().sum(dim=(-2, -1))
+        gram = symmetric_product(x.mT)
+        return (gram * (gram if y is x else symmetric_product(y.mT))).sum(dim=(-2, -1))
+    return (symmetric_product(x) if y is x else x.mT @ y).square().sum(dim=(-2, -1))
 
 
 def _unbiased_hsic(x: Tensor, y: Tensor) -> Tensor:

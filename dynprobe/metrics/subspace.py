@@ -5,7 +5,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dynprobe.metrics._arrays import Array, Centred, centre, check_broadcast, like, observations, resolution
+from dynprobe.metrics._arrays import (
+    Array,
+    Centred,
+    centre,
+    check_broadcast,
+    like,
+    observations,
+    resolution,
+    symmetric_product,
+)
 
 # Up to this share of the variance the smallest kept eigenvalue is far above what squaring loses; beyond, QR and SVD are used.
 GRAM_UP_TO = 0.999
@@ -152,17 +161,17 @@ def factor(x: Centred, variance: float, n_kept: int | None = None) -> Subspace:
     """The principal subspace of centred data, as tensors."""
     n_samples, n_features = x.values.shape[-2:]
     by_gram = n_kept is None and variance <= GRAM_UP_TO
-    variates, values, loadings = _factors_by_gram(x.values) if by_gram else _factors_by_svd(x.values)
+    values, left, right = (*_eigenvectors(x.values), None) if by_gram else _singular_vectors(x.values)
     kept = count_kept(values, variance, rounding=x.rounding, shape=(n_samples, n_features), n_kept=n_kept)
     k = int(kept.max())
-    mask = torch.arange(k, device=kept.device) < kept.unsqueeze(-1)
-    return Subspace(
-        variates=variates[..., :k] * mask.unsqueeze(-2),
-        singular_values=values[..., :k] * mask * x.scale.squeeze(-1),
-        loadings=loadings[..., :k] * mask.unsqueeze(-2),
-        mean=x.mean.squeeze(-2),
-        n_kept=kept,
-    )
+    values, left = values[..., :k], left[..., :k]
+    right = _other_side(x.values, left, values) if right is None else right[..., :k]
+    if by_gram and n_features <= n_samples:
+        left, right = right, left
+    if int(kept.min()) < k:  # zero what lies beyond a member's own number
+        mask = torch.arange(k, device=kept.device) < kept.unsqueeze(-1)
+        values, left, right = values * mask, left * mask.unsqueeze(-2), right * mask.unsqueeze(-2)
+    return Subspace(left, values * x.scale.squeeze(-1), right, x.mean.squeeze(-2), kept)
 
 
 def count_kept(
@@ -204,20 +213,22 @@ def like_subspace(subspace: Subspace, x: Array) -> Subspace:
     return Subspace(**{name: like(getattr(subspace, name), x) for name in Subspace.__dataclass_fields__})
 
 
-def _factors_by_gram(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    wide = x.shape[-1] > x.shape[-2]
-    values, vectors = torch.linalg.eigh(x @ x.mT if wide else x.mT @ x)
-    singular = values.flip(-1).clamp_min(0.0).sqrt()
-    vectors = vectors.flip(-1)
-    inverse = torch.where(singular > 0, 1 / torch.where(singular > 0, singular, torch.ones_like(singular)), 0.0)
-    other = (x.mT if wide else x) @ vectors * inverse.unsqueeze(-2)
-    return (vectors, singular, other) if wide else (other, singular, vectors)
+def _eigenvectors(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values, and the singular vectors of the shorter side, by the smaller Gram matrix."""
+    values, vectors = torch.linalg.eigh(symmetric_product(x.mT if x.shape[-1] > x.shape[-2] else x))
+    return values.flip(-1).clamp_min(0.0).sqrt(), vectors.flip(-1)
 
 
-def _factors_by_svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _other_side(x: Tensor, vectors: Tensor, values: Tensor) -> Tensor:
+    """Singular vectors of the longer side; zero where the singular value is."""
+    inverse = torch.where(values > 0, 1 / torch.where(values > 0, values, torch.ones_like(values)), 0.0)
+    return ((x.mT if x.shape[-1] > x.shape[-2] else x) @ vectors).mul_(inverse.unsqueeze(-2))
+
+
+def _singular_vectors(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if x.shape[-2] <= x.shape[-1]:
         left, values, right = torch.linalg.svd(x, full_matrices=False)
-        return left, values, right.mT
+        return values, left, right.mT
     q, r = torch.linalg.qr(x)
     left, values, right = torch.linalg.svd(r, full_matrices=False)
-    return q @ left, values, right.mT
+    return values, q @ left, right.mT

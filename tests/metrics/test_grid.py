@@ -38,6 +38,12 @@ def test_equals_the_pairs_one_by_one(solver: str, block_rows: int) -> None:
     assert (grid.mean_square <= grid.similarity + 1e-12).all()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match="`device` must be one that is there"):
+        svcca_grid(clouds(50, (5,)), device="cuda")
+
+
 def test_a_representation_with_itself_and_turned() -> None:
     (x,) = clouds(200, (12,))
     turned = 3.0 * x @ np.linalg.qr(np.random.default_rng(5).normal(size=(12, 12)))[0] + 7.0
@@ -67,7 +73,7 @@ def test_fewer_samples_than_features() -> None:
     np.testing.assert_allclose(svcca_grid([x], [y]).similarity, one_by_one([x], [y]), atol=1e-9)
 
 
-@given(n=st.integers(5, 60), block=st.integers(1, 80), seed=st.integers(0, 50))
+@given(n=st.integers(12, 60), block=st.integers(1, 80), seed=st.integers(0, 50))
 @settings(max_examples=20, deadline=None)
 def test_blocks_do_not_matter(n: int, block: int, seed: int) -> None:
     x = clouds(n, (4, 3), seed=seed)
@@ -122,7 +128,7 @@ def test_unrelated_data_reach_only_the_chance_level() -> None:
     assert related > 0.98
 
 
-@pytest.mark.parametrize("solver", ["svd", "eigh", "polar"])
+@pytest.mark.parametrize("solver", ["eigh", "polar"])
 def test_solvers_agree_on_products_of_bases(solver: str) -> None:
     rng = np.random.default_rng(0)
     bases = [torch.from_numpy(np.linalg.qr(rng.normal(size=(50, k)))[0]) for k in (8, 13)]
@@ -143,6 +149,11 @@ def test_solvers_agree_on_products_of_bases(solver: str) -> None:
         ([np.eye(4)], None, {"solver": "qr"}, "`solver` must be one of"),
         ([np.eye(4)], None, {"variance": 1.0}, "at most 0.999 for a grid"),
         ([np.eye(4)], None, {"variance": 0.0}, "share in"),
+        ([np.eye(4)], None, {}, "more samples than kept directions; got 4 samples of one that keeps 3"),
+        ([np.eye(4)], None, {"solver": "svd"}, "more samples than kept directions"),
+        ([np.ones((9, 3))], None, {"solver": "svd"}, "must vary"),
+        ([np.full((9, 3), np.inf)], None, {"solver": "svd"}, "must be finite"),
+        ([np.eye(4)], None, {"device": "nowhere"}, "`device` must be one that is there, such as 'cpu'; got 'nowhere'"),
     ],
 )
 def test_bad_input_is_named(
