@@ -16,8 +16,9 @@ METRICS: dict[str, MetricInfo] = {
     "svcca_similarity": MetricInfo(
         "SVCCA similarity",
         "1",
-        "Mean canonical correlation of the directions that hold 99 % of the variance of a layer: 1 means the same "
-        "features up to a linear map of these directions, the chance level that nothing is shared.",
+        "Mean canonical correlation of the strongest directions of a layer, as many as hold 99 % of its variance at the "
+        "start: 1 means the same features up to a linear map of these directions, the chance level that nothing is shared. "
+        "Intervals are for the expected value at the same number of tokens.",
         (0.0, 1.0),
     ),
     "linear_cka_similarity": MetricInfo(

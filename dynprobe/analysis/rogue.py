@@ -1,6 +1,6 @@
 """Which dimensions carry more than their share, in words: they can make hidden states look alike that are not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,25 +22,34 @@ class _Seen:
     share: float
 
 
-def rogue_note(moment: Moment, states: Representations, layers: Sequence[int]) -> str | None:
-    """One sentence naming the rogue dimensions of a snapshot, or ``None``.
+def rogue_notes(moments: Sequence[Moment], states: Representations) -> list[str]:
+    """Sentences naming the rogue dimensions of some snapshots; one that holds none but those named before is passed over.
 
     Parameters
     ----------
-    moment
-        Which snapshot.
+    moments
+        Which snapshots, in the order of the sentences.
     states
-        Its hidden states.
-    layers
-        Layers to look at.
+        Their hidden states.
 
     Examples
     --------
-    >>> rogue_note(moment, states, range(7))  # doctest: +SKIP
-    'seed-1 at step 0: dimension 99 (layers 1 to 6, up to 6 %) holds more than its share of ...'
+    >>> rogue_notes([start, end], states)  # doctest: +SKIP
+    ['seed-1 at step 0: dimension 99 (layers 1 to 6, up to 6 %) holds more than its share of ...']
     """
+    notes: list[str] = []
+    named: set[int] = set()
+    for moment in moments:
+        seen = _rogue_dimensions(moment, states)
+        if not set(seen) <= named:
+            notes.append(_sentence(moment, seen))
+            named |= set(seen)
+    return notes
+
+
+def _rogue_dimensions(moment: Moment, states: Representations) -> dict[int, _Seen]:
     seen: dict[int, _Seen] = {}
-    for layer in layers:
+    for layer in moment.snapshot.layers(states.stack):
         try:
             found = rogue_dimensions(states.first_rows(moment, layer, MAX_TOKENS).astype(np.float32))
         except ValueError:  # a layer without variance has no shares
@@ -49,14 +58,16 @@ def rogue_note(moment: Moment, states: Representations, layers: Sequence[int]) -
             one = seen.setdefault(int(index), _Seen([], 0.0))
             one.layers.append(layer)
             one.share = max(one.share, float(variance), float(offset))
-    if not seen:
-        return None
+    return seen
+
+
+def _sentence(moment: Moment, seen: Mapping[int, _Seen]) -> str:
     largest = sorted(seen.items(), key=lambda item: -item[1].share)
     named = ", ".join(f"{index} ({_layers(one.layers)}, up to {one.share:.0%})" for index, one in largest[:_MAX_NAMED])
     more = f" and {len(largest) - _MAX_NAMED} others" if len(largest) > _MAX_NAMED else ""
     return (
-        f"{moment.name} at step {moment.step}: dimensions {named}{more} hold more than their share of the variance or of the "
-        "mean, so that CKA and cosines mostly see these; --standardize (standardize=True) takes their weight."
+        f"{moment.name} at step {moment.step}: more than their share of the variance or of the mean lies in the dimensions "
+        f"{named}{more}. CKA and cosines weigh by it; --standardize (standardize=True) gives every dimension the same weight."
     )
 
 

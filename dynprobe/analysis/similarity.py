@@ -5,6 +5,7 @@ from itertools import zip_longest
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from dynprobe.analysis.catalog import SIMILARITY, describe
 from dynprobe.analysis.layer import Agreement, Layer
@@ -13,7 +14,7 @@ from dynprobe.analysis.matching import layer_mismatch, shared_stacks
 from dynprobe.analysis.moments import Moment, Pair, ends_of, last_pairs, moments_in
 from dynprobe.analysis.progress import Progress, Tick
 from dynprobe.analysis.representations import MAX_HELD_BYTES, N_GROUPS, Representations
-from dynprobe.analysis.rogue import rogue_note
+from dynprobe.analysis.rogue import rogue_notes
 from dynprobe.metrics import half_sample_bias, half_sample_interval
 from dynprobe.metrics.grid import Factored
 from dynprobe.metrics.workers import in_parallel
@@ -108,11 +109,11 @@ def hidden_state_similarity(
         found, factors = _stack_rows(own, states, variance=variance, level=level, metrics=metrics, progress=progress)
         rows += found
         if not standardize:
-            said = (rogue_note(moment, states, moment.snapshot.layers(stack)) for moment in _outermost(own))
-            notes += [note for note in said if note is not None]
+            notes += rogue_notes(_outermost(own), states)
         if SVCCA in metrics:
             arrays |= layer_maps(corner_pairs(own), stack, factors)
-    return Result("Hidden states", tidy(rows), describe(metrics), arrays=arrays, notes=tuple(notes))
+    table = tidy(rows)
+    return Result("Hidden states", table, describe(metrics), arrays=arrays, notes=(*notes, *_bias_note(table)))
 
 
 def _outermost(pairs: Sequence[Pair]) -> list[Moment]:
@@ -279,6 +280,18 @@ def _too_few(pair: Pair, stack: str, metric: str, n_rows: int) -> dict[str, Any]
     return {
         "metric": metric, **pair.columns(), "stack": stack, "n": n_rows, "status": "insufficient-sample", "reason": reason
     }  # fmt: skip
+
+
+def _bias_note(table: pd.DataFrame) -> Iterable[str]:
+    """How far SVCCA lies above what unlimited data would give, where that can be seen."""
+    rows = table[(table["metric"] == SVCCA) & table["bias"].notna()]
+    if len(rows) and rows["bias"].max() >= 0.005:
+        worst = rows.sort_values("bias").iloc[-1]
+        yield (
+            f"SVCCA of {worst['n']} tokens lies above that of unlimited data: by about {worst['bias']:.3f} in layer "
+            f"{worst['layer']} of {worst['run_a']} against {worst['run_b']}, less elsewhere (column `bias`). Compare values of "
+            "equally many tokens only."
+        )
 
 
 def _notes(states: Representations, stack: str, *, specials: bool) -> list[str]:

@@ -11,6 +11,9 @@ from dynprobe.report.summary import summary_rows
 from dynprobe.report.wording import format_number, short_label
 from dynprobe.result import Result
 
+# Isotropy has more measures than a terminal has room for; these stand in the page, the JSON and, for the ends, the summary.
+_ONLY_IN_THE_PAGE = ("participation_ratio", "ev1", "mean_cosine", "cls_std_mean", "cls_correlation")
+
 
 @dataclass(frozen=True)
 class TerminalTable:
@@ -42,7 +45,8 @@ def terminal_tables(result: Result) -> tuple[TerminalTable, ...]:
     Returns
     -------
     tuple of TerminalTable
-        Empty where the result has no rows. A value that was not measured is its status word.
+        Empty where the result has no rows. Of isotropy only IsoScore and effective rank have a column. A value that was not
+        measured is its status word.
     """
     readings = read(result)
     present = set(readings.rows["subject"])
@@ -58,6 +62,7 @@ def terminal_tables(result: Result) -> tuple[TerminalTable, ...]:
 def _layer_tables(readings: Readings, result: Result, comparison: str) -> list[TerminalTable]:
     rows = readings.rows
     plain = rows["layer"].notna() & rows["head"].isna() & rows["layer_b"].isna()
+    plain &= ~rows["metric"].isin(_ONLY_IN_THE_PAGE)
     chosen = rows[plain & (rows["comparison"].fillna("within") == comparison)]
     tables = []
     for subject, own in chosen.groupby("subject", sort=False):

@@ -43,6 +43,7 @@ class Recipe:
     max_steps: int | None = None
     lengths: tuple[int, int] = (3, 9)
     drop_rows: int = 0
+    rogue: tuple[int, ...] = ()
     manifest: dict[str, Any] = field(default_factory=dict)
 
 
@@ -93,6 +94,7 @@ def _write_stack(file: FileWriter, recipe: Recipe, probe: ProbeSet, stack: str, 
         file.write(f"{prefix}/index/hidden_rows", rows)
     for layer in range(recipe.n_layers + 1):
         states = noise(int(probe.real[stack].sum()), recipe.d_model)
+        states[:, list(recipe.rogue)] *= 20.0 if layer else 1.0
         if recipe.hidden:
             file.write(f"{prefix}/hidden_states/{layer}", states[: len(rows)].astype(recipe.dtype))
         for kind in recipe.pooled:

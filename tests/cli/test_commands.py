@@ -103,6 +103,25 @@ def test_compare_prints_tables_and_writes_page_and_numbers(
     assert call("compare", run_a, run_b, "-o", page, "--force")[0] == 0
 
 
+def test_compare_of_some_metrics_with_standardized_features(
+    call: Callable[..., tuple[int, str, str]], run_a: Path, run_b: Path, tmp_path: Path
+) -> None:
+    numbers = tmp_path / "numbers.json"
+    chosen = ("--metric", "svcca_similarity", "--metric", "linear_cka_similarity")
+    code, text, _ = call("compare", run_a, run_b, *chosen, "--standardize", "--json", numbers)
+    assert code == 0
+    assert "divided by its standard deviation" in text
+    found = json.loads(numbers.read_text(encoding="utf-8"))
+    assert set(found["metrics"]) == {"svcca_similarity", "linear_cka_similarity"}
+    assert found["provenance"]["options"]["standardize"] is True
+
+
+def test_compare_of_an_unknown_metric(call: Callable[..., tuple[int, str, str]], run_a: Path, run_b: Path) -> None:
+    code, _, problem = call("compare", run_a, run_b, "--metric", "svcca")
+    assert code == 2
+    assert "svcca_similarity" in problem
+
+
 def test_compare_exits_with_1_when_a_threshold_is_exceeded(
     call: Callable[..., tuple[int, str, str]], run_a: Path, run_b: Path
 ) -> None:
