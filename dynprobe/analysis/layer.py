@@ -1,6 +1,6 @@
 """One layer of several snapshots: sums of each side are kept as long as the next pairs need them."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -69,6 +69,25 @@ class Side:
         return None if self.whitening is None else Factored(self.rows.released(), self.whitening)
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What is known of how similar two snapshots of a layer are.
+
+    Attributes
+    ----------
+    value
+        Of all examples.
+    halves
+        Of balanced halves of the examples; empty for fewer than four examples.
+    chance
+        With the rows of one side shifted by whole examples; ``None`` for a single example.
+    """
+
+    value: Agreement
+    halves: tuple[Agreement, ...]
+    chance: Agreement | None
+
+
 class Layer:
     """One layer of one stack, on the tokens that all snapshots share; what can be done at once is.
 
@@ -78,91 +97,70 @@ class Layer:
         Hidden states of all snapshots.
     number
         Which layer.
-    groups
-        Rows at which groups of whole examples start, and the number of rows.
-    ends
-        Snapshots that are summed by group and never forgotten: those that get intervals, and the references.
+    keep
+        Snapshots that are never forgotten: those that many pairs need.
     variance
         Share of the variance that decides how many directions the reference keeps.
     """
 
-    def __init__(
-        self,
-        states: Representations,
-        number: int,
-        *,
-        groups: Sequence[int],
-        ends: Collection[Moment],
-        variance: float,
-    ) -> None:
+    def __init__(self, states: Representations, number: int, *, keep: Collection[Moment], variance: float) -> None:
         self._states, self._number, self._variance = states, number, variance
-        self._groups, self._ends = groups, ends
+        self._keep = keep
+        self._groups = states.groups()
         self._sides: dict[Moment, Side] = {}
-        self._crosses: dict[Pair, CrossSums] = {}
 
     def side(self, moment: Moment) -> Side:
         """One snapshot that was read before."""
         return self._sides[moment]
 
     def read(self, moments: Iterable[Moment]) -> None:
-        """Read and sum some snapshots unless they are remembered; others are forgotten, but for the ends."""
+        """Read and sum some snapshots unless they are remembered; others are forgotten, but for those to keep."""
         wanted = list(dict.fromkeys(moments))
-        self._sides = {m: side for m, side in self._sides.items() if m in self._ends or m in wanted}
+        self._sides = {m: side for m, side in self._sides.items() if m in self._keep or m in wanted}
         references = [self._states.reference(moment, self._number) for moment in wanted]
         for several in (references, wanted):  # the references decide how many directions the others keep
             missing = [moment for moment in dict.fromkeys(several) if moment not in self._sides]
             self._sides |= dict(zip(missing, in_parallel(self._side, missing), strict=True))
 
-    def agreements(self, pairs: Sequence[Pair]) -> list[Agreement]:
-        """How similar the two snapshots of each pair are."""
+    def compare(self, pairs: Sequence[Pair]) -> list[Compared]:
+        """How similar the two snapshots of each pair are, on all examples, on halves of them, and by chance."""
         self.read(moment for pair in pairs for moment in (pair.a, pair.b))
+        crosses = dict(zip(pairs, in_parallel(self._cross, pairs), strict=True))
+        values = in_parallel(lambda pair: self._value(pair, crosses[pair]), pairs)
+        halves = self._on_halves(crosses)
+        chances = in_parallel(self._chance, pairs)
+        return [Compared(*found) for found in zip(list(values), halves, list(chances), strict=True)]
 
-        def of_pair(pair: Pair) -> Agreement:
-            cross = self._crosses.get(pair)
-            found = self._cross(pair, self._whole) if cross is None else cross
-            return _agreement(self.side(pair.a), self.side(pair.b), pooled(found), with_free=True)
+    def _cross(self, pair: Pair) -> CrossSums:
+        return cross_sums(self.side(pair.a).rows, self.side(pair.b).rows, self._groups)
 
-        return list(in_parallel(of_pair, pairs))
+    def _value(self, pair: Pair, cross: CrossSums) -> Agreement:
+        return _agreement(self.side(pair.a), self.side(pair.b), pooled(cross), with_free=True)
 
-    def chance(self, pairs: Sequence[Pair], shifts: Sequence[int]) -> list[Agreement]:
-        """How similar they are with the rows of one shifted by whole examples: the mean over some shifts."""
-        self.read(moment for pair in pairs for moment in (pair.a, pair.b))
-
-        def of_pair(pair: Pair) -> Agreement:
-            a, b = self.side(pair.a), self.side(pair.b)
-            rolled = (cross_sums(a.rows, b.rows.rolled(shift), self._whole) for shift in shifts)
-            found = [_agreement(a, b, pooled(cross)) for cross in rolled]
-            return Agreement(*np.mean([(one.svcca, one.free_svcca, one.cka) for one in found], axis=0))
-
-        return list(in_parallel(of_pair, pairs))
-
-    def on_halves(self, pairs: Sequence[Pair]) -> list[list[Agreement]]:
-        """How similar the snapshots of some pairs of ends are on balanced halves of the examples."""
-        self.read(moment for pair in pairs for moment in (pair.a, pair.b))
-        crosses = in_parallel(lambda pair: self._cross(pair, self._groups), pairs)
-        self._crosses |= dict(zip(pairs, crosses, strict=True))
-        ends = list(dict.fromkeys(moment for pair in pairs for moment in (pair.a, pair.b)))
+    def _on_halves(self, crosses: Mapping[Pair, CrossSums]) -> list[tuple[Agreement, ...]]:
+        n_groups = len(self._groups) - 1
+        if n_groups == 1:
+            return [() for _ in crosses]
+        moments = list(dict.fromkeys(moment for pair in crosses for moment in (pair.a, pair.b)))
 
         def of_half(half: np.ndarray) -> list[Agreement]:
             groups = np.flatnonzero(half).tolist()
-            seen = {m: self._with_whitening(m, self.side(m).rows, self.side(m).parts, groups=groups) for m in ends}
-            return [_agreement(seen[p.a], seen[p.b], pooled(self._crosses[p], groups=groups)) for p in pairs]
+            seen = {m: self._with_whitening(m, self.side(m).rows, self.side(m).parts, groups=groups) for m in moments}
+            return [_agreement(seen[p.a], seen[p.b], pooled(cross, groups=groups)) for p, cross in crosses.items()]
 
-        halves = list(in_parallel(of_half, list(balanced_half_samples(len(self._groups) - 1))))
-        return [list(own) for own in zip(*halves, strict=True)]
+        return list(zip(*in_parallel(of_half, list(balanced_half_samples(n_groups))), strict=True))
 
-    @property
-    def _whole(self) -> list[int]:
-        return [0, self._states.n_rows]
-
-    def _cross(self, pair: Pair, groups: Sequence[int]) -> CrossSums:
-        return cross_sums(self.side(pair.a).rows, self.side(pair.b).rows, groups)
+    def _chance(self, pair: Pair) -> Agreement | None:
+        shift = self._states.shift()
+        if shift == 0:
+            return None
+        a, b = self.side(pair.a), self.side(pair.b)
+        whole = [0, self._states.n_rows]
+        return _agreement(a, b, pooled(cross_sums(a.rows, b.rows.rolled(shift), whole)))
 
     def _side(self, moment: Moment) -> Side:
         rows = self._states.prepared(moment, self._number)
-        return self._with_whitening(
-            moment, rows, side_sums(rows, self._groups if moment in self._ends else self._whole)
-        )
+        return self._with_whitening(moment, rows, side_sums(rows, self._groups))
 
     def _with_whitening(
         self, moment: Moment, rows: Prepared, parts: SideSums, *, groups: Sequence[int] | None = None

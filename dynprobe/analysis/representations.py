@@ -127,10 +127,9 @@ class Representations:
         firsts = [-(-group * self.n_examples // n_groups) for group in range(n_groups)]
         return [*(int(self._starts[first]) for first in firsts), self.n_rows]
 
-    def shifts(self, fractions: Sequence[float]) -> tuple[int, ...]:
-        """Numbers of rows that shift the tokens by about these fractions of the examples, by whole examples."""
-        chosen = {int(self._starts[round(fraction * self.n_examples) % self.n_examples]) for fraction in fractions}
-        return tuple(sorted(chosen - {0}))
+    def shift(self) -> int:
+        """Number of rows that shifts the tokens by half of the examples; 0 for a single example."""
+        return int(self._starts[self.n_examples // 2]) if self.n_examples > 1 else 0
 
 
 def _codes(rows: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dynprobe.analysis.catalog import SIMILARITY, describe
-from dynprobe.analysis.layer import Agreement, Layer
+from dynprobe.analysis.layer import Agreement, Compared, Layer
 from dynprobe.analysis.layer_maps import corner_pairs, layer_maps
 from dynprobe.analysis.matching import layer_mismatch, shared_stacks
 from dynprobe.analysis.moments import Moment, Pair, ends_of, last_pairs, moments_in
@@ -23,9 +23,8 @@ from dynprobe.result import Result, tidy
 SVCCA, CKA = SIMILARITY
 # Tokens for each kept direction; below it canonical correlations of unrelated data are far from zero.
 ROWS_PER_DIRECTION = 10
-_CHANCE_SHIFTS = (1 / 2, 1 / 3)
 _WORKERS_BYTES = 3 * 2**28  # for what all layers in hand hold together
-_N_ENDS, _N_END_PAIRS = 4, 3  # of two runs
+_N_SIDES, _N_PAIRS = 6, 3  # in hand: start, end and one more of each of two runs
 
 
 _Factors = dict[Moment, dict[int, Factored | None]]
@@ -68,7 +67,7 @@ def hidden_state_similarity(
     Result
         Rows per stack and layer; `n` is the number of tokens. The number of directions `n_kept` is chosen on the start of the
         first run and held over steps, runs and halves, since a number chosen anew for each snapshot would change the value
-        by itself; `free_value` and `free_n_kept` show what that gives. The last pair of each comparison also has
+        by itself; `free_value` and `free_n_kept` show what that gives. Every value also has
 
         * an interval over examples, from balanced halves of eight groups of examples: it covers the expected value at the
           same n in 93 to 97 % of simulations,
@@ -138,32 +137,21 @@ def _stack_rows(
 ) -> tuple[list[dict[str, Any]], _Factors]:
     """Rows of all layers in the order of the pairs, and the kept directions of the snapshots that get a layer map."""
     matched = [pair for pair in pairs if layer_mismatch(pair, states.stack) is None]
-    ends = list(last_pairs(matched))
     corners = moments_in(corner_pairs(pairs))
     layers = sorted({layer for moment in moments_in(pairs) for layer in moment.snapshot.layers(states.stack)})
-    groups = states.groups()
     tick = Tick(progress, len(layers), f"hidden states ({states.stack})")
 
     def of_layer(number: int) -> tuple[dict[Pair, list[dict[str, Any]]], dict[Moment, Factored | None]]:
-        layer = Layer(states, number, groups=groups, ends=set(moments_in(ends)) | set(corners), variance=variance)
+        layer = Layer(states, number, keep=corners, variance=variance)
         here = [pair for pair in matched if number in _layers(pair, states.stack)]
-        last = [pair for pair in ends if pair in here]
-        halves = layer.on_halves(last) if len(groups) > 2 else [[] for _ in last]
-        rows: dict[Pair, dict[str, dict[str, Any]]] = {}
+        rows: dict[Pair, list[dict[str, Any]]] = {}
         for together in _by_step(here):
-            agreements = layer.agreements(together)
-            rows |= {
-                pair: _pair_rows(layer, pair, found, states, metrics)
-                for pair, found in zip(together, agreements, strict=True)
-            }
-        shifts = states.shifts(_CHANCE_SHIFTS)
-        chances = layer.chance(last, shifts) if shifts else [None for _ in last]
-        for pair, own, chance in zip(last, halves, chances, strict=True):
-            _add_uncertainty(rows[pair], own, chance, level)
+            for pair, found in zip(together, layer.compare(together), strict=True):
+                measured = _measured(layer, pair, found, states, metrics, level)
+                rows[pair] = _placed(measured, pair, states, number)
         captured = [moment for moment in corners if number in moment.snapshot.layers(states.stack)]
         layer.read(captured)
-        factors = {moment: layer.side(moment).factored for moment in captured}
-        return {pair: _placed(rows[pair], pair, states, number) for pair in here}, factors
+        return rows, {moment: layer.side(moment).factored for moment in captured}
 
     by_pair: dict[Pair, list[dict[str, Any]]] = {pair: [] for pair in matched}
     factors: _Factors = {moment: {} for moment in corners}
@@ -179,8 +167,8 @@ def _stack_rows(
 def _n_workers(states: Representations) -> int:
     """As many layers at once as have room in memory; with a single one its own steps share the threads."""
     width = min(states.d_model, states.n_rows)
-    sums = 8 * (_N_ENDS + _N_END_PAIRS) * max(N_GROUPS) * width**2
-    rows = (_N_ENDS + 2) * min(MAX_HELD_BYTES, 4 * states.n_rows * width)
+    sums = 8 * (_N_SIDES + _N_PAIRS) * max(N_GROUPS) * width**2
+    rows = _N_SIDES * min(MAX_HELD_BYTES, 4 * states.n_rows * width)
     return max(1, _WORKERS_BYTES // (sums + rows))
 
 
@@ -196,19 +184,25 @@ def _layers(pair: Pair, stack: str) -> set[int]:
     return set(pair.a.snapshot.layers(stack)) & set(pair.b.snapshot.layers(stack))
 
 
-def _pair_rows(
-    layer: Layer, pair: Pair, found: Agreement, states: Representations, metrics: Sequence[str]
+def _measured(
+    layer: Layer, pair: Pair, found: Compared, states: Representations, metrics: Sequence[str], level: float
 ) -> dict[str, dict[str, Any]]:
-    """Value, kept directions and status of each metric."""
+    """Value, status, interval, bias and chance level of each metric."""
     rows: dict[str, dict[str, Any]] = {}
     if SVCCA in metrics:
-        rows[SVCCA] = _svcca_row(layer, pair, found, states.n_rows)
+        own = _svcca_row(layer, pair, found.value, states.n_rows)
+        rows[SVCCA] = own | _uncertainty(own, found, "svcca", level, bounds=(0.0, 1.0))
     if CKA in metrics:
-        rows[CKA] = {"value": found.cka}
-        if np.isnan(found.cka):
-            problem = layer.side(pair.a).problem or layer.side(pair.b).problem
-            rows[CKA] = {"status": "undefined", "reason": problem or "there is no similarity structure beyond chance"}
+        own = _cka_row(layer, pair, found.value)
+        rows[CKA] = own | _uncertainty(own, found, "cka", level, bounds=(-1.0, 1.0))
     return rows
+
+
+def _cka_row(layer: Layer, pair: Pair, found: Agreement) -> dict[str, Any]:
+    if np.isfinite(found.cka):
+        return {"value": found.cka}
+    problem = layer.side(pair.a).problem or layer.side(pair.b).problem
+    return {"status": "undefined", "reason": problem or "there is no similarity structure beyond chance"}
 
 
 def _svcca_row(layer: Layer, pair: Pair, found: Agreement, n_rows: int) -> dict[str, Any]:
@@ -224,21 +218,19 @@ def _svcca_row(layer: Layer, pair: Pair, found: Agreement, n_rows: int) -> dict[
     }
 
 
-def _add_uncertainty(
-    rows: dict[str, dict[str, Any]], halves: Sequence[Agreement], chance: Agreement | None, level: float
-) -> None:
-    """Chance level, interval and bias of the values of a pair of ends."""
-    for metric, name, bounds in ((SVCCA, "svcca", (0.0, 1.0)), (CKA, "cka", (-1.0, 1.0))):
-        row = rows.get(metric)
-        if row is None or "value" not in row:
-            continue
-        if chance is not None:
-            row["chance"] = getattr(chance, name)
-        found = [getattr(half, name) for half in halves]
-        if found and np.isfinite(found).all() and "status" not in row:
-            low, high = half_sample_interval(row["value"], found, level=level)
-            row["low"], row["high"] = float(np.clip(low, *bounds)), float(np.clip(high, *bounds))
-            row["bias"] = half_sample_bias(row["value"], found)
+def _uncertainty(
+    row: Mapping[str, Any], found: Compared, name: str, level: float, *, bounds: tuple[float, float]
+) -> dict[str, float]:
+    """Chance level, interval and bias of a value, as far as they are known."""
+    if "value" not in row:
+        return {}
+    known = {} if found.chance is None else {"chance": getattr(found.chance, name)}
+    halves = [getattr(half, name) for half in found.halves]
+    if not halves or not np.isfinite(halves).all() or "status" in row:
+        return known
+    low, high = half_sample_interval(row["value"], halves, level=level)
+    ends = {"low": float(np.clip(low, *bounds)), "high": float(np.clip(high, *bounds))}
+    return known | ends | {"bias": half_sample_bias(row["value"], halves)}
 
 
 def _placed(

@@ -42,12 +42,12 @@ def test_identical_states_give_one(make_run):
     assert (abs(result.select(step_a=6)["value"] - 1) > 1e-3).all()
 
 
-def test_ends_have_interval_and_chance(make_run):
+def test_every_value_has_interval_and_chance(make_run):
     frame = hidden_state_similarity(pairs_from_start(make_run(drift=0.1))).frame
-    last, before = frame[frame["step_a"] == 6], frame[frame["step_a"] == 2]
-    assert ((last["low"] <= last["value"]) & (last["value"] <= last["high"])).all()
-    assert (last["chance"] < last["low"]).all()
-    assert before[["low", "high", "chance"]].isna().all(axis=None)
+    assert set(frame["step_a"]) == {2, 6}
+    assert ((frame["low"] <= frame["value"]) & (frame["value"] <= frame["high"])).all()
+    assert (frame["chance"] < frame["low"]).all()
+    assert frame["bias"].notna().all()
 
 
 def test_unrelated_states_lie_at_chance(make_run):
