@@ -123,6 +123,14 @@ def svcca(data: Data) -> Case:
     return Case("NumPy: SVD of both, CCA", lambda: metrics.svcca_similarity(x, y), lambda: two_svds(x, y), exact)
 
 
+def svcca_by_grid(data: Data) -> Case:
+    """One pair, by the engine for many: products in float32."""
+    x, y = data.x, data.y
+    exact = against(lambda: mean_correlation(exact_variates(x, 0.99), exact_variates(y, 0.99)))
+    ours = lambda: float(metrics.svcca_grid([x], [y]).similarity[0, 0])  # noqa: E731 - one expression
+    return Case("NumPy: SVD of both, CCA", ours, lambda: two_svds(x, y), exact)
+
+
 def cca(data: Data) -> Case:
     """One pair, nothing cut."""
     x, y = data.x, data.y
@@ -371,6 +379,7 @@ def largest_gradient(x: np.ndarray, labels: np.ndarray, weights: np.ndarray, log
 
 CASES: dict[str, Callable[[Data], Case]] = {
     "svcca": svcca,
+    "svcca by grid": svcca_by_grid,
     "pwcca": pwcca,
     "cca": cca,
     "cka": cka,

@@ -1,8 +1,7 @@
 """One layer of several snapshots: sums of each side are kept as long as the next pairs need them."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -44,8 +43,12 @@ class Side:
     ----------
     rows
         Prepared hidden states.
-    parts, sums
-        Their sums, by group of examples and in all.
+    parts
+        Their sums by group of examples.
+    sums
+        The sums of all groups, or of half of them, without the products that only the two next need.
+    self_similarity
+        Unbiased HSIC with itself, by which CKA divides.
     whitening
         The kept directions; ``None`` where there are none.
     problem
@@ -55,13 +58,9 @@ class Side:
     rows: Prepared
     parts: SideSums
     sums: SideSums
+    self_similarity: Tensor
     whitening: Whitening | None
     problem: str = ""
-
-    @cached_property
-    def self_similarity(self) -> Tensor:
-        """Unbiased HSIC with itself, by which CKA divides."""
-        return self_hsic(self.rows, self.sums)
 
     @property
     def factored(self) -> Factored | None:
@@ -108,6 +107,7 @@ class Layer:
         self._keep = keep
         self._groups = states.groups()
         self._sides: dict[Moment, Side] = {}
+        self._halves: dict[tuple[Moment, tuple[int, ...]], Side] = {}
 
     def side(self, moment: Moment) -> Side:
         """One snapshot that was read before."""
@@ -143,12 +143,21 @@ class Layer:
             return [() for _ in crosses]
         moments = list(dict.fromkeys(moment for pair in crosses for moment in (pair.a, pair.b)))
 
-        def of_half(half: np.ndarray) -> list[Agreement]:
-            groups = np.flatnonzero(half).tolist()
-            seen = {m: self._with_whitening(m, self.side(m).rows, self.side(m).parts, groups=groups) for m in moments}
+        def of_half(groups: tuple[int, ...]) -> list[Agreement]:
+            seen = {moment: self._half(moment, groups) for moment in moments}
             return [_agreement(seen[p.a], seen[p.b], pooled(cross, groups=groups)) for p, cross in crosses.items()]
 
-        return list(zip(*in_parallel(of_half, list(balanced_half_samples(n_groups))), strict=True))
+        halves = [tuple(np.flatnonzero(half).tolist()) for half in balanced_half_samples(n_groups)]
+        return list(zip(*in_parallel(of_half, halves), strict=True))
+
+    def _half(self, moment: Moment, groups: tuple[int, ...]) -> Side:
+        found = self._halves.get((moment, groups))
+        if found is None:
+            whole = self.side(moment)
+            found = self._with_whitening(moment, whole.rows, whole.parts, groups=groups)
+            if moment in self._keep:
+                self._halves[moment, groups] = found
+        return found
 
     def _chance(self, pair: Pair) -> Agreement | None:
         shift = self._states.shift()
@@ -168,11 +177,13 @@ class Layer:
         sums = pooled(parts, groups=groups)
         reference = self._sides.get(self._states.reference(moment, self._number))
         held = None if reference is None or reference.whitening is None else reference.whitening.n_kept
+        own = self_hsic(rows, sums)
+        less = replace(sums, products=sums.products[:0])
         try:
             found = whiten(rows, float(sums.n), sums.total, sums.products, variance=self._variance, n_kept=held)
         except ValueError as error:  # a layer without variance, such as position embeddings alone
-            return Side(rows, parts, sums, None, str(error))
-        return Side(rows, parts, sums, found)
+            return Side(rows, parts, less, own, None, str(error))
+        return Side(rows, parts, less, own, found)
 
 
 def _agreement(a: Side, b: Side, cross: CrossSums, *, with_free: bool = False) -> Agreement:
