@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import transformers
 from torch import Tensor, nn
@@ -32,6 +32,21 @@ _TOKENIZER_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+
+
+class Loaded(NamedTuple):
+    """A model from files, and what the files did not hold.
+
+    Attributes
+    ----------
+    model
+        In eval mode.
+    missing
+        Names of weights that are in no file and therefore random, such as those of a new head.
+    """
+
+    model: nn.Module
+    missing: frozenset[str] = frozenset()
 
 
 def resolve_model(name: str) -> str:
@@ -72,17 +87,86 @@ def load_model(name: str) -> nn.Module:
     UsageError
         When there is no model of that name, or PEFT is needed and not installed.
     """
+    return load_weights(name).model
+
+
+def load_weights(name: str, *, base: str | None = None) -> Loaded:
+    """As :func:`load_model`, with the names of the weights that the files do not hold.
+
+    Parameters
+    ----------
+    name
+        As for :func:`resolve_model`.
+    base
+        The model to put an adapter on; by default the one that the adapter names.
+
+    Raises
+    ------
+    UsageError
+        As for :func:`load_model`.
+    """
     place = resolve_model(name)
-    if (Path(place) / _ADAPTER).is_file():
-        return _load_adapter(place)
+    if is_adapter(place):
+        return _load_adapter(place, base)
     try:
         config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
-        named = getattr(transformers, (config.architectures or ["AutoModel"])[0], None)
-        is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
-        kind: Any = named if is_model else transformers.AutoModel
-        return kind.from_pretrained(place, config=config, trust_remote_code=False).eval()
+        return _from_pretrained(_class_named(config.architectures), place, config=config)
     except (OSError, ValueError) as error:
         raise UsageError(f"{name}: must be a model that transformers can load; {error}") from error
+
+
+def load_start(name: str, *, base: str) -> Loaded:
+    """The model that a training started from, built as what it became: same class, same head, weights of the base.
+
+    Parameters
+    ----------
+    name
+        What it became: a model, or an adapter, which is left off.
+    base
+        What it was.
+
+    Returns
+    -------
+    Loaded
+        A head that the base has not, or has for other classes, is among the missing weights.
+
+    Raises
+    ------
+    UsageError
+        When the base is no whole model or cannot be loaded.
+    """
+    place = resolve_model(name)
+    if is_adapter(base):
+        raise UsageError(
+            f"{base}: the base must be a whole model; got a PEFT adapter. Give the model it was trained on"
+        )
+    if is_adapter(place):
+        return _base_of_adapter(place, base)[0]
+    try:
+        config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
+        kind = _class_named(config.architectures)
+        return _from_pretrained(kind, resolve_model(base), config=config, ignore_mismatched_sizes=True)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{base}: must be a model that transformers can load as {name}; {error}") from error
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a folder holds a PEFT adapter, not a whole model."""
+    return (Path(name) / _ADAPTER).is_file()
+
+
+def base_named_by(name: str) -> str:
+    """The base model that a PEFT adapter names.
+
+    Raises
+    ------
+    UsageError
+        When PEFT is not installed or the adapter cannot be read.
+    """
+    try:
+        return str(_peft(name).PeftConfig.from_pretrained(name).base_model_name_or_path)
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"{name}: must be a PEFT adapter; {error}") from error
 
 
 def load_tokenizer(*names: str) -> Any:
@@ -94,8 +178,8 @@ def load_tokenizer(*names: str) -> Any:
         When none has one.
     """
     for name in names:
-        place = resolve_model(name)
-        if Path(place).is_dir() and not any((Path(place) / file).is_file() for file in _TOKENIZER_FILES):
+        place = name if _has_tokenizer(name) else resolve_model(name)
+        if Path(place).is_dir() and not _has_tokenizer(place):
             continue  # transformers would make an empty one, to which every word is unknown
         try:
             return transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
@@ -142,20 +226,57 @@ def capture_pair(
     return paths[0], paths[1]
 
 
-def _load_adapter(place: str) -> nn.Module:
+def _from_pretrained(kind: Any, place: str, **options: Any) -> Loaded:
+    """Loads safetensors, or where there are none PyTorch files without unpickling objects; runs no code of the model."""
+    model, report = kind.from_pretrained(place, trust_remote_code=False, output_loading_info=True, **options)
+    mismatched = (key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])
+    return Loaded(model.eval(), frozenset([*report["missing_keys"], *mismatched]))
+
+
+def _class_named(architectures: Any) -> Any:
+    """The transformers class of a configuration, and nothing else that happens to have that name."""
+    name = architectures[0] if isinstance(architectures, list) and architectures else "AutoModel"
+    named = getattr(transformers, str(name), None)
+    is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+    return named if is_model else transformers.AutoModel
+
+
+def _load_adapter(place: str, base: str | None) -> Loaded:
+    loaded, weights = _base_of_adapter(place, base)
+    try:
+        model = _peft(place).PeftModel.from_pretrained(loaded.model, place).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{place}: must be a PEFT adapter that fits its base model; {error}") from error
+    missing = frozenset(name for name in loaded.missing if not any(key.endswith(f".{name}") for key in weights))
+    return Loaded(model, missing)
+
+
+def _base_of_adapter(place: str, base: str | None) -> tuple[Loaded, Mapping[str, Tensor]]:
+    """The base model without the adapter, and the adapter's weights."""
+    peft = _peft(place)
+    try:
+        config = peft.PeftConfig.from_pretrained(place)
+        base_place = resolve_model(base or str(config.base_model_name_or_path))
+        kind = _KIND_OF_TASK.get(config.task_type) or _class_named(
+            [(config.auto_mapping or {}).get("base_model_class", "AutoModel")]
+        )
+        weights = peft.utils.load_peft_weights(place, device="cpu")
+        labels = {"num_labels": n} if (n := _n_labels(weights)) else {}
+        return _from_pretrained(kind, base_place, **labels), weights
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{place}: must be a PEFT adapter whose base model can be loaded; {error}") from error
+
+
+def _peft(place: str) -> Any:
     try:
         import peft  # noqa: PLC0415 - an optional package
     except ImportError as error:
         raise UsageError(f"{place}: holds a PEFT adapter; install it with `pip install dynprobe[peft]`") from error
-    try:
-        config = peft.PeftConfig.from_pretrained(place)
-        base_name = resolve_model(str(config.base_model_name_or_path))
-        kind = _KIND_OF_TASK.get(config.task_type, transformers.AutoModel)
-        labels = {"num_labels": n} if (n := _n_labels(peft.utils.load_peft_weights(place, device="cpu"))) else {}
-        base = kind.from_pretrained(base_name, trust_remote_code=False, **labels)
-        return peft.PeftModel.from_pretrained(base, place).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{place}: must be a PEFT adapter whose base model can be loaded; {error}") from error
+    return peft
+
+
+def _has_tokenizer(folder: str) -> bool:
+    return any((Path(folder) / file).is_file() for file in _TOKENIZER_FILES)
 
 
 def _n_labels(weights: Mapping[str, Tensor]) -> int | None:

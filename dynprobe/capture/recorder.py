@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import nn
 
-from dynprobe.capture.architecture import describe_model
+from dynprobe.capture.architecture import Architecture, describe_model
 from dynprobe.capture.guard import attention_implementation, undisturbed, unwrapped
 from dynprobe.capture.measure import with_positions
 from dynprobe.capture.plan import Plan, make_plan
@@ -199,6 +199,29 @@ class Recorder:
             self._on_snapshot(step, path)
         return path
 
+    def exchange(self, load: Callable[[], nn.Module]) -> None:
+        """Go on with other weights of the same architecture, such as the next checkpoint.
+
+        Parameters
+        ----------
+        load
+            Gives the model. The one before is let go first, so that only one is in memory.
+
+        Raises
+        ------
+        IncompatibleRunsError
+            When the model is of another class, or of other depth, width or number of heads.
+        """
+        self._model = nn.Module()
+        model = unwrapped(load())
+        architecture, before = describe_model(model), self._architecture
+        if (architecture.model_class, architecture.stacks) != (before.model_class, before.stacks):
+            raise IncompatibleRunsError(
+                f"{self.path}: all snapshots of a run must be of one architecture, {_in_words(before)}; got "
+                f"{_in_words(architecture)}. Capture the other one into another run directory"
+            )
+        self._model, self._architecture = model, architecture
+
     def log(self, record: Mapping[str, Any]) -> None:
         """Append logged numbers (loss, learning rate, scores, with their ``step``) to the run's scalars."""
         append_scalars(self.path, record)
@@ -290,6 +313,11 @@ class Recorder:
                 "notes": list(dict.fromkeys(notes)),
             },
         )
+
+
+def _in_words(architecture: Architecture) -> str:
+    stacks = (f"{s.n_layers} blocks, {s.n_heads} heads, width {s.d_model} ({s.name})" for s in architecture.stacks)
+    return f"{architecture.model_class} with {' and '.join(stacks)}"
 
 
 def _versions() -> dict[str, str]:

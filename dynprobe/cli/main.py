@@ -11,6 +11,7 @@ from dynprobe.cli.capture import capture
 from dynprobe.cli.compare import compare
 from dynprobe.cli.demo import demo
 from dynprobe.cli.info import info
+from dynprobe.cli.replay import replay
 from dynprobe.cli.verify import verify
 from dynprobe.errors import DynprobeError
 
@@ -25,6 +26,7 @@ Under `capture -- CMD` a non-zero exit code of CMD wins.
 Examples:
   dynprobe demo                                    fine-tune a small model twice and compare
   dynprobe capture -o runs/a -- python train.py    capture your own training, unmodified
+  dynprobe replay output --texts t.txt -o runs/b   capture from the checkpoints of a training
   dynprobe compare runs/a runs/b -o report.html    what changed, layer by layer
 """
 
@@ -35,7 +37,7 @@ def main() -> None:
     """See what fine-tuning does to a transformer: capture a training run, compare two of them, read the report."""
 
 
-for command in (capture, compare, demo, info, verify):
+for command in (capture, replay, compare, demo, info, verify):
     main.add_command(command)
 
 

@@ -1,0 +1,120 @@
+"""`dynprobe replay`: capture from saved checkpoints, after the fact."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dynprobe.cli.console import err, progress_bar, say
+
+if TYPE_CHECKING:
+    from dynprobe.probe_set import ProbeSet
+
+
+@click.command()
+@click.argument("checkpoints", metavar="CHECKPOINT_DIR", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "run_dir", type=click.Path(path_type=Path), required=True, help="New run directory.")
+@click.option(
+    "--probe", type=click.Path(path_type=Path), help="Measure on the probe set of this run (needed to compare with it)."
+)
+@click.option("--texts", type=click.Path(path_type=Path), help="Measure on the texts of this file.")
+@click.option("--tokenizer", metavar="NAME_OR_PATH", help="For --texts.  [that of the last checkpoint, or of the base]")
+@click.option("--base", metavar="MODEL", help="What training started from: step 0, and what adapters are put on.")
+@click.option("--steps", metavar="STEP,STEP", help="Only the checkpoints of these steps.  [all]")
+@click.option("--budget", default=None, help="Bytes for all snapshots of the run.  [2GB]")
+@click.option(
+    "--hidden", default=None, help="Tokens whose hidden states are kept: sample, all, none or a number.  [sample]"
+)
+@click.option(
+    "--attention", default=None, help="Examples whose attention is kept: sample, all, none or a number.  [sample]"
+)
+@click.option("--attention-dtype", default=None, help="How attention is stored: float16 or float32.  [float16]")
+@click.option("--force", is_flag=True, help="Replace a run that is already there.")
+@click.option("--resume", is_flag=True, help="Go on with a run that is already there: take the steps that it lacks.")
+def replay(
+    checkpoints: Path,
+    run_dir: Path,
+    base: str | None,
+    steps: str | None,
+    force: bool,  # noqa: FBT001
+    resume: bool,  # noqa: FBT001
+    **asked: str | Path | None,
+) -> None:
+    """Capture a training from the checkpoints it saved, equal to a live capture at the same steps.
+
+    \b
+    CHECKPOINT_DIR is the output folder of transformers' Trainer, with checkpoint-N folders of models or PEFT
+    adapters, or one such folder. Weights are read from safetensors; pickled files are never opened.
+
+    \b
+    Give --probe RUN, or --texts FILE: one text per line, or CSV / JSONL / Parquet with text columns.
+
+    \b
+    Example:
+      dynprobe replay output --base bert-base-uncased --texts texts.txt -o runs/after
+    """
+    from dynprobe.capture.replay import replay as replay_checkpoints
+    from dynprobe.capture.settings import settings_from_words
+    from dynprobe.errors import UsageError
+    from dynprobe.storage.directory import list_steps, read_manifest
+
+    if force and resume:
+        raise UsageError("--force and --resume must not be given together: replace the run, or go on with it")
+    probe, texts, tokenizer = (asked.pop(name) for name in ("probe", "texts", "tokenizer"))
+    settings = settings_from_words(**{name: None if word is None else str(word) for name, word in asked.items()})
+    wanted = _steps(steps)
+    probe_set = _probe_set(checkpoints, probe=probe, texts=texts, tokenizer=tokenizer, base=base)
+    with progress_bar() as advance:
+        replay_checkpoints(
+            checkpoints,
+            run_dir,
+            probe_set=probe_set,
+            base=base,
+            steps=wanted,
+            settings=settings,
+            existing="replace" if force else "resume" if resume else "refuse",
+            progress=advance,
+        )
+    done = list_steps(run_dir)
+    err.print(f"dynprobe: {len(done)} snapshots, steps {', '.join(map(str, done))}", markup=False)
+    for note in read_manifest(run_dir).get("notes", []):
+        say(f"Note: {note}")
+    err.print(f"Next: dynprobe info {run_dir}\n      dynprobe compare {run_dir} OTHER_RUN -o report.html", markup=False)
+
+
+def _steps(text: str | None) -> list[int] | None:
+    from dynprobe.errors import UsageError
+
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and len(part) < 12 for part in parts):
+        raise UsageError(f"--steps must be numbers of optimizer steps such as 100,200; got {text!r}")
+    return [int(part) for part in parts]
+
+
+def _probe_set(
+    checkpoints: Path,
+    *,
+    probe: str | Path | None,
+    texts: str | Path | None,
+    tokenizer: str | Path | None,
+    base: str | None,
+) -> "ProbeSet":
+    from dynprobe.capture.replay import probe_set_from_texts
+    from dynprobe.errors import UsageError
+    from dynprobe.storage.directory import require_run
+    from dynprobe.storage.layout import probe_path
+    from dynprobe.storage.probe_file import read_probe_set
+    from dynprobe.tasks import read_texts
+
+    if (probe is None) == (texts is None):
+        got = "none" if probe is None else "both"
+        raise UsageError(f"one of --probe RUN and --texts FILE must be given, to say what to measure on; got {got}")
+    if texts is None:
+        if tokenizer is not None:
+            raise UsageError("--tokenizer must be given with --texts only; the probe set of a run holds its tokens")
+        require_run(Path(str(probe)))
+        return read_probe_set(probe_path(Path(str(probe))))
+    words = None if tokenizer is None else str(tokenizer)
+    return probe_set_from_texts(checkpoints, read_texts(str(texts)), tokenizer=words, base=base)
