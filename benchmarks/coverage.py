@@ -45,6 +45,8 @@ class Population:
         Share of the variance that tokens of a text have in common.
     variance
         Share of the variance that decides how many directions are held.
+    spread
+        Of the logarithm of the lengths of texts; 0 for texts of equal length.
     """
 
     n_texts: int = 100
@@ -54,6 +56,12 @@ class Population:
     noise: float = 0.7
     within: float = 0.3
     variance: float = 0.99
+    spread: float = 0.0
+
+    def lengths(self, n_texts: int) -> np.ndarray:
+        """Number of tokens of each text, the same for every sample."""
+        drawn = np.exp(self.spread * np.random.default_rng(0).normal(size=n_texts))
+        return np.maximum(1, np.round(self.n_tokens * drawn / drawn.mean())).astype(int)
 
     def draw(self, n_samples: int, n_texts: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Two representations (n_samples, rows, d) of the same tokens."""
@@ -66,9 +74,9 @@ class Population:
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-        texts = normal(n_samples, n_texts, 1, self.d) * self.within**0.5
-        tokens = normal(n_samples, n_texts, self.n_tokens, self.d) * (1 - self.within) ** 0.5
-        return (texts + tokens).reshape(n_samples, n_texts * self.n_tokens, self.d)
+        lengths = torch.from_numpy(self.lengths(n_texts))
+        texts = normal(n_samples, n_texts, self.d).repeat_interleave(lengths, dim=1) * self.within**0.5
+        return texts + normal(*texts.shape) * (1 - self.within) ** 0.5
 
 
 POPULATIONS = {
@@ -81,6 +89,8 @@ POPULATIONS = {
     "nearly unrelated": Population(noise=3.0),
     "all directions": Population(variance=1.0),
     "few texts": Population(n_texts=50),
+    "two directions, near a tie": Population(d=12, exponent=0.1, variance=0.2),
+    "texts of uneven length": Population(spread=1.0),
 }
 
 
@@ -105,8 +115,9 @@ def covered(values: np.ndarray, halves: np.ndarray) -> float:
 def simulate(population: Population, n_simulations: int) -> dict[str, float]:
     """Coverage, bias and chance level of one population."""
     generator = torch.Generator().manual_seed(0)
-    groups = np.repeat(np.arange(population.n_texts) * N_GROUPS // population.n_texts, population.n_tokens)
-    shift = population.n_texts // 2 * population.n_tokens
+    lengths = population.lengths(population.n_texts)
+    groups = np.repeat(np.arange(population.n_texts) * N_GROUPS // population.n_texts, lengths)
+    shift = int(lengths[: population.n_texts // 2].sum())
     found: dict[str, list[np.ndarray]] = {}
     kept = (0, 0)
     for _ in range(max(1, n_simulations // BATCH)):

@@ -48,7 +48,7 @@ class Side:
     sums
         The sums of all groups, or of half of them, without the products that only the two next need.
     self_similarity
-        Unbiased HSIC with itself, by which CKA divides.
+        Unbiased HSIC with itself, by which CKA divides; NaN where it is nothing but rounding.
     whitening
         The kept directions; ``None`` where there are none.
     problem
@@ -126,10 +126,10 @@ class Layer:
         """How similar the two snapshots of each pair are, on all examples, on halves of them, and by chance."""
         self.read(moment for pair in pairs for moment in (pair.a, pair.b))
         crosses = dict(zip(pairs, in_parallel(self._cross, pairs), strict=True))
-        values = in_parallel(lambda pair: self._value(pair, crosses[pair]), pairs)
+        values = list(in_parallel(lambda pair: self._value(pair, crosses[pair]), pairs))
         halves = self._on_halves(crosses)
-        chances = in_parallel(self._chance, pairs)
-        return [Compared(*found) for found in zip(list(values), halves, list(chances), strict=True)]
+        chances = list(in_parallel(self._chance, pairs))
+        return [Compared(*found) for found in zip(values, halves, chances, strict=True)]
 
     def _cross(self, pair: Pair) -> CrossSums:
         return cross_sums(self.side(pair.a).rows, self.side(pair.b).rows, self._groups)
@@ -168,7 +168,11 @@ class Layer:
         return _agreement(a, b, pooled(cross_sums(a.rows, b.rows.rolled(shift), whole)))
 
     def _side(self, moment: Moment) -> Side:
-        rows = self._states.prepared(moment, self._number)
+        try:
+            rows = self._states.prepared(moment, self._number)
+        except ValueError as error:  # NaN, which capture refuses but a file may hold
+            nothing = self._states.empty(moment, self._number)
+            return replace(self._with_whitening(moment, nothing, side_sums(nothing, self._groups)), problem=str(error))
         return self._with_whitening(moment, rows, side_sums(rows, self._groups))
 
     def _with_whitening(
@@ -178,7 +182,7 @@ class Layer:
         reference = self._sides.get(self._states.reference(moment, self._number))
         held = None if reference is None or reference.whitening is None else reference.whitening.n_kept
         own = self_hsic(rows, sums)
-        less = replace(sums, products=sums.products[:0])
+        less = replace(sums, products=sums.products.new_empty(0))  # a view would hold them all
         try:
             found = whiten(rows, float(sums.n), sums.total, sums.products, variance=self._variance, n_kept=held)
         except ValueError as error:  # a layer without variance, such as position embeddings alone
@@ -203,8 +207,6 @@ def _mean_correlation(products: Tensor) -> float:
 
 
 def _cka(a: Side, b: Side, cross: CrossSums) -> float:
-    """Debiased CKA; NaN for fewer than four rows and where a side has no similarity structure beyond chance."""
+    """Debiased CKA; NaN where a side has no similarity structure beyond chance."""
     own = a.self_similarity * b.self_similarity
-    if float(a.sums.n) < 4 or not (float(a.self_similarity) > 0 and float(b.self_similarity) > 0):
-        return float("nan")
     return float((unbiased_hsic(a.rows, b.rows, a.sums, b.sums, cross) / own.sqrt()).clamp(-1.0, 1.0))

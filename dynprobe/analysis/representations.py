@@ -104,6 +104,10 @@ class Representations:
         found = prepare(standardised(states) if self._standardize else states)
         return found.held() if found.n_bytes <= MAX_HELD_BYTES else found
 
+    def empty(self, moment: Moment, layer: int) -> Prepared:
+        """As many rows of zeros, in place of hidden states that cannot be used."""
+        return prepare(np.zeros((self.n_rows, self._stored(moment, layer).shape[1]), dtype=np.float16))
+
     def first_rows(self, moment: Moment, layer: int, n: int) -> np.ndarray:
         """(n, d_model) hidden states of the first tokens, as stored and never standardised."""
         return self._stored(moment, layer)[0:n]
@@ -128,8 +132,13 @@ class Representations:
         return [*(int(self._starts[first]) for first in firsts), self.n_rows]
 
     def shift(self) -> int:
-        """Number of rows that shifts the tokens by half of the examples; 0 for a single example."""
-        return int(self._starts[self.n_examples // 2]) if self.n_examples > 1 else 0
+        """Number of rows by which to shift one side against the other, about half of them: whole examples, longer than any.
+
+        0 where there is none, such as when one example holds half of the tokens.
+        """
+        longest = int(np.diff(self._starts, append=self.n_rows).max())
+        far = self._starts[(self._starts >= longest) & (self._starts <= self.n_rows - longest)]
+        return int(far[np.abs(far - self.n_rows / 2).argmin()]) if len(far) else 0
 
 
 def _codes(rows: np.ndarray) -> np.ndarray:

@@ -50,9 +50,10 @@ def rogue_notes(moments: Sequence[Moment], states: Representations) -> list[str]
 def _rogue_dimensions(moment: Moment, states: Representations) -> dict[int, _Seen]:
     seen: dict[int, _Seen] = {}
     for layer in moment.snapshot.layers(states.stack):
+        rows = states.first_rows(moment, layer, MAX_TOKENS).astype(np.float32)
         try:
-            found = rogue_dimensions(states.first_rows(moment, layer, MAX_TOKENS).astype(np.float32))
-        except ValueError:  # a layer without variance has no shares
+            found = rogue_dimensions(rows[rows.any(axis=1)])  # a zero vector has no direction
+        except ValueError:  # a layer without variance has no shares, nor has NaN
             continue
         for index, variance, offset in zip(found.index, found.variance_share, found.offset_share, strict=True):
             one = seen.setdefault(int(index), _Seen([], 0.0))

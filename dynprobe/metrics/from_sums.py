@@ -37,7 +37,14 @@ class Whitening:
 
 
 def whiten(
-    x: Prepared, n: float, total: Tensor, products: Tensor, *, variance: float, n_kept: int | None = None
+    x: Prepared,
+    n: float,
+    total: Tensor,
+    products: Tensor,
+    *,
+    variance: float,
+    n_kept: int | None = None,
+    name: str = "representations",
 ) -> Whitening:
     """The directions that hold a share of the variance, or a given number of directions.
 
@@ -51,6 +58,8 @@ def whiten(
         Share of the variance in (0, 0.999].
     n_kept
         Keep so many instead, as far as the rank allows.
+    name
+        What messages call the rows.
 
     Raises
     ------
@@ -58,14 +67,17 @@ def whiten(
         For sums that are not finite, or rows that are all equal.
     """
     if not bool(torch.isfinite(products).all()):
-        raise ValueError("representations must be finite; got NaN or Inf. Find the layer and step that made it")
+        raise ValueError(
+            f"`{name}` must be finite, and not grow by more than 1e15 from its first rows on; got NaN, Inf or squares that "
+            "overflow. Find the layer and step that made it"
+        )
     mean = x.joined(total) / n
     values, vectors = torch.linalg.eigh(joined_products(x, x, products) - n * torch.outer(mean, mean))
     singular, vectors = values.flip(-1).clamp_min(0.0).sqrt(), vectors.flip(-1)
     size = (products.diagonal().sum() / n + x.offset) / x.n_features
     rounding = x.spacing * size.sqrt()
     if float(singular[0]) <= 4 * float(rounding):
-        raise ValueError("representations must vary; got samples that are all equal, for which SVCCA is undefined")
+        raise ValueError(f"`{name}` must vary; got samples that are all equal, for which SVCCA is undefined")
     shape = (int(n), x.n_features)
     free = int(count_kept(singular, variance, rounding=rounding, shape=shape))
     kept = free if n_kept is None else int(count_kept(singular, 1.0, rounding=rounding, shape=shape, n_kept=n_kept))
@@ -85,6 +97,21 @@ def unbiased_hsic(a: Prepared, b: Prepared, x: SideSums, y: SideSums, cross: Cro
     With centred rows a', b' it needs Σ a' b'ᵀ, Σ |a'|², Σ |b'|² and Σ |a'|² |b'|²; each follows from the sums about the shift.
     Song et al. 2012 (JMLR), equation 5.
     """
+    return torch.stack(_hsic_terms(a, b, x, y, cross)).sum()
+
+
+def self_hsic(a: Prepared, x: SideSums) -> Tensor:
+    """Unbiased criterion of one representation with itself; NaN where nothing is left of it but rounding.
+
+    That is so for fewer than four rows, and where the estimator is zero, such as with one row apart from all others.
+    """
+    terms = torch.stack(_hsic_terms(a, a, x, x, CrossSums(x.products, x.fourths, x.weighted, x.weighted)))
+    rounding = 4 * x.n.sqrt() * torch.finfo(a.dtype).eps * terms.abs().sum()
+    seen = (x.n >= 4) & (terms.sum() > rounding)
+    return torch.where(seen, terms.sum(), torch.nan)
+
+
+def _hsic_terms(a: Prepared, b: Prepared, x: SideSums, y: SideSums, cross: CrossSums) -> tuple[Tensor, Tensor, Tensor]:
     n = x.n
     mean_a, mean_b = a.joined(x.total) / n, b.joined(y.total) / n
     shifted = joined_products(a, b, cross.products)
@@ -99,9 +126,4 @@ def unbiased_hsic(a: Prepared, b: Prepared, x: SideSums, y: SideSums, cross: Cro
         + far_a * y.squares
         - 3 * n * far_a * far_b
     )
-    return product.square().sum() - shared * (1 + 2 / (n - 2)) + lengths_a * lengths_b / ((n - 1) * (n - 2))
-
-
-def self_hsic(a: Prepared, x: SideSums) -> Tensor:
-    """Unbiased criterion of one representation with itself."""
-    return unbiased_hsic(a, a, x, x, CrossSums(x.products, x.fourths, x.weighted, x.weighted))
+    return product.square().sum(), -shared * (1 + 2 / (n - 2)), lengths_a * lengths_b / ((n - 1) * (n - 2))

@@ -108,7 +108,7 @@ def svcca_grid(
     Returns
     -------
     SvccaGrid
-        The values of :func:`~dynprobe.metrics.svcca_similarity` for each pair: to about 1e-8 for float32 input, whose
+        The values of :func:`~dynprobe.metrics.svcca_similarity` for each pair: to 1e-7 for float32 input, whose
         products are made in float32, and to 1e-10 for float64 input; with ``"polar"`` and, for float32, with ``"svd"`` to
         1e-6.
 
@@ -123,7 +123,8 @@ def svcca_grid(
     -----
     Means, second moments and eigenvalues are accumulated in float64; the strongest directions are kept apart from the rest in
     the products, so that rogue dimensions cost the small directions no digit. The number of threads is the caller's
-    afterwards. Memory grows with the number of kept directions, not with that of samples.
+    afterwards. Memory: one matrix of the squared width for each representation, and the products of the kept directions; it
+    does not grow with the number of samples.
 
     Examples
     --------
@@ -138,22 +139,28 @@ def svcca_grid(
         raise ValueError(f"`variance` must be at most {GRAM_UP_TO} for a grid; got {variance}. Use svcca_similarity")
     if solver not in SOLVERS:
         raise ValueError(f"`solver` must be one of {SOLVERS}; got {solver!r}")
+    if type(block_rows) is not int or block_rows < 1:
+        raise ValueError(f"`block_rows` must be a number of rows, at least 1; got {block_rows!r}")
     place = _available(device)
-    everything = [*x, *(y or ())]
-    n_samples = _check_shapes(everything)
+    first = list(x)
+    everything = first if y is None else [*first, *y]
+    names = [f"x[{i}]" if i < len(first) else f"y[{i - len(first)}]" for i in range(len(everything))]
+    n_samples = _check_rows(everything, names)
+    if not first or (y is not None and len(everything) == len(first)):
+        raise ValueError(f"`{'y' if first else 'x'}` must hold at least one representation; got none")
     if solver == "svd":
-        bases = bases_by_svd(everything, variance=variance, device=place)
-        _check_samples([basis.shape[1] for basis in bases], n_samples)
-        left_bases, right_bases = bases[: len(x)], bases[len(x) :] or bases
+        bases = bases_by_svd(everything, names, variance=variance, device=place)
+        _check_samples([basis.shape[1] for basis in bases], names, n_samples)
+        left_bases, right_bases = bases[: len(first)], bases[len(first) :] or bases
         return _grid(
             *mean_correlations(left_bases, right_bases),
             [basis.shape[1] for basis in left_bases],
             [basis.shape[1] for basis in right_bases],
             n_samples,
         )
-    factored = _factor_all(everything, variance=variance, block_rows=block_rows, device=place)
-    _check_samples([side.n_kept for side in factored], n_samples)
-    left, right = factored[: len(x)], factored[len(x) :] or factored
+    factored = _factor_all(everything, names, variance=variance, block_rows=block_rows, device=place)
+    _check_samples([side.n_kept for side in factored], names, n_samples)
+    left, right = factored[: len(first)], factored[len(first) :] or factored
     return grid_of(left, right, solver=solver, block_rows=block_rows)
 
 
@@ -188,15 +195,24 @@ def _grid(means: Tensor, squares: Tensor, k_x: Sequence[int], k_y: Sequence[int]
 
 
 def _factor_all(
-    everything: Sequence[Rows], *, variance: float, block_rows: int, device: torch.device | None
+    everything: Sequence[Rows],
+    names: Sequence[str],
+    *,
+    variance: float,
+    block_rows: int,
+    device: torch.device | None,
 ) -> list[Factored]:
     """Read each representation once and find its kept directions."""
-    prepared = [prepare(rows, block_rows=block_rows, device=device) for rows in everything]
+    prepared = [
+        prepare(rows, block_rows=block_rows, device=device, name=name)
+        for rows, name in zip(everything, names, strict=True)
+    ]
     sums = [gram(rows, block_rows=block_rows) for rows in prepared]
 
     def factor(index: int) -> Factored:
         rows, (total, products) = prepared[index], sums[index]
-        return Factored(rows, whiten(rows, rows.n_samples, total, products, variance=variance))
+        found = whiten(rows, rows.n_samples, total, products, variance=variance, name=names[index])
+        return Factored(rows, found)
 
     return list(_each(factor, range(len(prepared)), prepared[0].shift.device))
 
@@ -237,33 +253,48 @@ def _available(device: str | torch.device | None) -> torch.device | None:
         return None
     try:
         place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.ones(1, device=place).item()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise ValueError(f"`device` must be one that is there, such as 'cpu'; got {str(device)!r} ({error})") from error
     return place
 
 
-def _check_samples(n_kept: Sequence[int], n_samples: int) -> None:
+def _check_rows(everything: Sequence[Rows], names: Sequence[str]) -> int:
+    """Complain about what is no table of numbers, and about different numbers of rows; gives that number."""
+    counts = {}
+    for rows, name in zip(everything, names, strict=True):
+        shape = tuple(getattr(rows, "shape", ()))
+        if len(shape) != 2 or shape[1] < 1:
+            raise ValueError(f"`{name}` must be an array (n_samples, n_features); got {_described(rows, shape)}")
+        if shape[0] < 2:
+            raise ValueError(f"`{name}` must have at least 2 samples; got {shape[0]}")
+        given = rows[0:1]
+        kind = given.dtype if isinstance(given, Tensor) else np.asarray(given).dtype
+        real = not (kind.is_complex or kind == torch.bool) if isinstance(kind, torch.dtype) else kind.kind in "iuf"
+        if not real:
+            raise TypeError(f"`{name}` must hold real numbers; got {kind}")
+        counts[name] = int(shape[0])
+    if len(set(counts.values())) > 1:
+        few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+        raise ValueError(
+            f"representations must be of the same samples, row by row; got {counts[few]} in `{few}` and {counts[many]} in "
+            f"`{many}`"
+        )
+    return next(iter(counts.values()), 0)
+
+
+def _described(rows: object, shape: tuple[int, ...]) -> str:
+    return f"shape {shape}" if hasattr(rows, "shape") else f"a {type(rows).__name__}"
+
+
+def _check_samples(n_kept: Sequence[int], names: Sequence[str], n_samples: int) -> None:
     """Refuse what is 1 whatever the other side holds."""
-    for k in n_kept:
+    for k, name in zip(n_kept, names, strict=True):
         if k >= n_samples - 1:
             raise ValueError(
-                f"representations must have more samples than kept directions; got {n_samples} samples of one that keeps {k}, "
-                "so that every correlation is 1 whatever the other side holds"
+                f"`{name}` must have more samples than kept directions, at least two more; got {n_samples} samples and {k} "
+                "directions, so that every correlation is 1 whatever the other side holds. Take more rows"
             )
-
-
-def _check_shapes(everything: Sequence[Rows]) -> int:
-    if not everything:
-        raise ValueError("`x` must hold at least one representation; got none")
-    shapes = [tuple(rows.shape) for rows in everything]
-    if any(len(shape) != 2 or shape[1] < 1 for shape in shapes) or len({shape[0] for shape in shapes}) != 1:
-        raise ValueError(
-            f"representations must be (n_samples, n_features) of the same samples; got shapes {shapes[:4]}"
-        )
-    if shapes[0][0] < 2:
-        raise ValueError(f"representations must have at least 2 samples; got {shapes[0][0]}")
-    return int(shapes[0][0])
 
 
 def _cross_products(left: Sequence[Factored], right: Sequence[Factored], *, block_rows: int) -> Tensor:

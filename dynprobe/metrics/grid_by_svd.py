@@ -12,13 +12,17 @@ from dynprobe.metrics.rows import Rows, prepare, read
 from dynprobe.metrics.subspace import count_kept
 
 
-def bases_by_svd(everything: Sequence[Rows], *, variance: float, device: torch.device | None) -> list[Tensor]:
+def bases_by_svd(
+    everything: Sequence[Rows], names: Sequence[str], *, variance: float, device: torch.device | None
+) -> list[Tensor]:
     """Orthonormal variates (n_samples, k) of each representation; those of one width are decomposed together.
 
     Parameters
     ----------
     everything
         Representations (n_samples, n_features).
+    names
+        What messages call them.
     variance
         Share of the variance kept of each.
     device
@@ -32,16 +36,19 @@ def bases_by_svd(everything: Sequence[Rows], *, variance: float, device: torch.d
     found: dict[int, Tensor] = {}
     by_kind: dict[tuple[int, torch.dtype], list[int]] = {}
     centred, rounding = [], []
-    for index, rows in enumerate(everything):
-        one, known = _centred(rows, device)
+    for index, (rows, name) in enumerate(zip(everything, names, strict=True)):
+        one, known = _centred(rows, name, device)
         centred.append(one)
         rounding.append(known)
         by_kind.setdefault((one.shape[1], one.dtype), []).append(index)
     for members in by_kind.values():
         left, singular, _ = torch.linalg.svd(torch.stack([centred[index] for index in members]), full_matrices=False)
         known = torch.stack([rounding[index] for index in members])
-        if bool((singular[:, 0] <= 4 * known).any()):
-            raise ValueError("representations must vary; got samples that are all equal, for which SVCCA is undefined")
+        for index, equal in zip(members, (singular[:, 0] <= 4 * known).tolist(), strict=True):
+            if equal:
+                raise ValueError(
+                    f"`{names[index]}` must vary; got samples that are all equal, for which SVCCA is undefined"
+                )
         shape = (int(centred[members[0]].shape[0]), int(centred[members[0]].shape[1]))
         kept = count_kept(singular, variance, rounding=known, shape=shape)
         found |= {index: left[i, :, : int(kept[i])] for i, index in enumerate(members)}
@@ -65,12 +72,12 @@ def _padded(bases: Sequence[Tensor]) -> list[Tensor]:
     return [torch.nn.functional.pad(basis.to(dtype), (0, most - basis.shape[1])) for basis in bases]
 
 
-def _centred(rows: Rows, device: torch.device | None) -> tuple[Tensor, Tensor]:
+def _centred(rows: Rows, name: str, device: torch.device | None) -> tuple[Tensor, Tensor]:
     """All rows about their mean, and how exactly an entry of them is known."""
-    ready = prepare(rows, device=device)
+    ready = prepare(rows, device=device, name=name)
     whole = read(rows, 0, int(rows.shape[0]), ready.shift.device, ready.dtype)
     if not bool(torch.isfinite(whole).all()):
-        raise ValueError("representations must be finite; got NaN or Inf. Find the layer and step that made it")
+        raise ValueError(f"`{name}` must be finite; got NaN or Inf. Find the layer and step that made it")
     mean = whole.mean(dim=0, dtype=torch.float64)
     size = whole.double().square().mean().sqrt()
     return whole - mean.to(whole.dtype), ready.spacing * size

@@ -55,6 +55,8 @@ def svcca_half_samples(
     [1.0, 1.0, 1.0]
     """
     check_share(variance)
+    if n_kept is not None and not (isinstance(n_kept, tuple) and len(n_kept) == 2 and min(n_kept) >= 1):
+        raise ValueError(f"`n_kept` must be two numbers of directions, each at least 1; got {n_kept!r}")
     first, second = paired(x, y)
     labels = np.asarray(groups.cpu() if isinstance(groups, Tensor) else groups)
     names = np.unique(labels)

@@ -198,7 +198,7 @@ def half_sample_interval(
     (0.5, 0.5)
     """
     _check_level(level)
-    halves = _halves(half_sample_estimates)
+    halves = _halves(estimate, half_sample_estimates)
     margin = float(stdtrit(len(halves) - 1, (1 + level) / 2) * halves.std(ddof=1))
     return estimate - margin, estimate + margin
 
@@ -229,10 +229,12 @@ def half_sample_bias(estimate: float, half_sample_estimates: Array | Sequence[fl
     >>> half_sample_bias(0.5, [0.75, 0.75, 0.75])
     0.25
     """
-    return float(_halves(half_sample_estimates).mean() - estimate)
+    return float(_halves(estimate, half_sample_estimates).mean() - estimate)
 
 
-def _halves(estimates: Array | Sequence[float]) -> np.ndarray:
+def _halves(estimate: float, estimates: Array | Sequence[float]) -> np.ndarray:
+    if not math.isfinite(estimate):
+        raise ValueError(f"`estimate` must be finite; got {estimate}")
     halves = _to_numpy(estimates)
     if halves.ndim != 1 or len(halves) < 3 or not np.isfinite(halves).all():
         raise ValueError(

@@ -72,12 +72,15 @@ class Scaled:
     rows
         The original.
     mean, scale
-        (n_features,) float64.
+        (n_features,) float64; features of infinite scale become 0.
+    spacing
+        Relative spacing of the original numbers, as a share of the size of the scaled ones.
     """
 
     rows: Rows
     mean: Tensor
     scale: Tensor
+    spacing: float
 
     @property
     def shape(self) -> Any:
@@ -85,8 +88,10 @@ class Scaled:
         return self.rows.shape
 
     def __getitem__(self, rows: slice) -> Tensor:
-        part = as_tensor(self.rows[rows], self.mean.device, torch.float64)
-        return ((part - self.mean) / self.scale).to(torch.float32)
+        given = self.rows[rows]
+        part = as_tensor(given, self.mean.device, torch.float64)
+        exact = resolution(given) == np.finfo(np.float64).eps
+        return ((part - self.mean) / self.scale).to(torch.float64 if exact else torch.float32)
 
 
 def standardised(rows: Rows, *, block_rows: int = BLOCK_ROWS) -> Scaled:
@@ -109,8 +114,11 @@ def standardised(rows: Rows, *, block_rows: int = BLOCK_ROWS) -> Scaled:
         squares += part.square().sum(dim=0)
     mean = total / n
     std = (squares / n - mean.square()).clamp_min(0.0).sqrt()
-    constant = std <= 4 * resolution(rows[0:1]) * (shift + mean).abs()
-    return Scaled(rows, shift + mean, torch.where(constant, torch.inf, std))
+    mean = shift + mean
+    varies = std > 4 * np.finfo(np.float64).eps * mean.abs()
+    known = ((mean[varies] / std[varies]).square() + 1).mean().sqrt() if bool(varies.any()) else torch.ones(())
+    spacing = resolution(rows[0:1]) * float(known)
+    return Scaled(rows, mean, torch.where(varies, std, torch.inf), spacing)
 
 
 @dataclass(frozen=True)
@@ -210,7 +218,9 @@ class Prepared:
         return columns[..., :n_rest] + columns[..., n_rest:] @ self.basis.mT
 
 
-def prepare(rows: Rows, *, block_rows: int = BLOCK_ROWS, device: torch.device | None = None) -> Prepared:
+def prepare(
+    rows: Rows, *, block_rows: int = BLOCK_ROWS, device: torch.device | None = None, name: str = "representations"
+) -> Prepared:
     """Choose shift and leading directions of some rows from their first block.
 
     Parameters
@@ -222,6 +232,8 @@ def prepare(rows: Rows, *, block_rows: int = BLOCK_ROWS, device: torch.device | 
         Rows of the first block.
     device
         Where to compute; by default where the rows lie.
+    name
+        What messages call the rows.
 
     Returns
     -------
@@ -236,12 +248,12 @@ def prepare(rows: Rows, *, block_rows: int = BLOCK_ROWS, device: torch.device | 
     n, d = (int(size) for size in rows.shape)
     given = rows[0 : min(block_rows, n)]
     place = device or _place(given)
-    spacing = resolution(given)
-    exact = d < _WIDE or n <= d or (spacing == np.finfo(np.float64).eps)
+    exact = d < _WIDE or n <= d or resolution(given) == np.finfo(np.float64).eps
+    spacing = rows.spacing if isinstance(rows, Scaled) else resolution(given)
     dtype = torch.float64 if exact else torch.float32
     first = as_tensor(given, place, dtype)
     if not bool(torch.isfinite(first).all()):
-        raise ValueError("representations must be finite; got NaN or Inf. Find the layer and step that made it")
+        raise ValueError(f"`{name}` must be finite; got NaN or Inf. Find the layer and step that made it")
     if n <= d:
         return _in_row_space(read(rows, 0, n, place, dtype), spacing)
     shift = first.mean(dim=0, dtype=torch.float64).to(dtype)
@@ -292,8 +304,11 @@ def read(rows: Rows, start: int, stop: int, place: torch.device, dtype: torch.dt
 
 def as_tensor(part: Any, place: torch.device, dtype: torch.dtype) -> Tensor:
     """An array or tensor on a device in a precision."""
-    tensor = part if isinstance(part, Tensor) else torch.from_numpy(np.ascontiguousarray(part))
-    return tensor.detach().to(place, dtype)
+    if not isinstance(part, Tensor):
+        array = np.ascontiguousarray(part)
+        foreign = not array.dtype.isnative or not array.flags.writeable  # which torch does not take
+        part = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")) if foreign else array)
+    return part.detach().to(place, dtype)
 
 
 def blocks(start: int, stop: int, block_rows: int) -> Iterator[tuple[int, int]]:

@@ -5,6 +5,7 @@ Every sum is taken about the same origin, so that the sums of half the rows are 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 from itertools import pairwise
 from typing import TypeVar
 
@@ -77,7 +78,14 @@ def side_sums(x: Prepared, groups: Sequence[int], *, block_rows: int = BLOCK_ROW
     block_rows
         Rows read at a time.
     """
-    return _stacked([_side_sums(x, start, stop, block_rows) for start, stop in pairwise(groups)])
+    n_groups, place = len(groups) - 1, x.shift.device
+    zeros = torch.zeros(n_groups, dtype=torch.float64, device=place)
+    total, weighted = torch.zeros(2, n_groups, x.width, dtype=torch.float64, device=place)
+    products = torch.zeros(n_groups, x.width, x.width, dtype=torch.float64, device=place)
+    sums = SideSums(zeros.clone(), total, products, zeros.clone(), zeros.clone(), weighted)
+    for group, (start, stop) in enumerate(pairwise(groups)):
+        _add_rows(sums, group, x, start, stop, block_rows)
+    return sums
 
 
 def gram(x: Prepared, *, block_rows: int = BLOCK_ROWS) -> tuple[Tensor, Tensor]:
@@ -88,19 +96,32 @@ def gram(x: Prepared, *, block_rows: int = BLOCK_ROWS) -> tuple[Tensor, Tensor]:
         block = x.block(first, last)
         total += block.sum(dim=0, dtype=torch.float64)
         _add_gram(products, block)
-    return total, symmetric(products)
+    return total, _whole(products)
 
 
 def cross_sums(a: Prepared, b: Prepared, groups: Sequence[int], *, block_rows: int = BLOCK_ROWS) -> CrossSums:
     """Sums of two representations of the same rows; parameters as for :func:`side_sums`."""
-    return _stacked([_cross_sums(a, b, start, stop, block_rows) for start, stop in pairwise(groups)])
+    n_groups, place = len(groups) - 1, a.shift.device
+    products = torch.zeros(n_groups, a.width, b.width, dtype=torch.float64, device=place)
+    weighted_a, weighted_b = (torch.zeros(n_groups, side.width, dtype=torch.float64, device=place) for side in (a, b))
+    squares = torch.zeros(n_groups, dtype=torch.float64, device=place)
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    for group, (start, stop) in enumerate(pairwise(groups)):
+        for first, last in blocks(start, stop, block_rows):
+            block_a, block_b = (side.block(first, last).to(dtype) for side in (a, b))
+            lengths_a, lengths_b = (block.square().sum(dim=1) for block in (block_a, block_b))
+            products[group] += block_a.mT @ block_b
+            squares[group] += (lengths_a.double() * lengths_b.double()).sum()
+            weighted_a[group] += lengths_b @ block_a
+            weighted_b[group] += lengths_a @ block_b
+    return CrossSums(products, squares, weighted_a, weighted_b)
 
 
 def pooled(sums: Some, *, groups: Sequence[int] | None = None) -> Some:
     """The sums of all groups, or of some."""
     if groups is None:
         return _map(sums, lambda part: part.sum(dim=0))
-    return _map(sums, lambda part: part[list(groups)].sum(dim=0))
+    return _map(sums, lambda part: reduce(torch.add, (part[group] for group in groups)))  # one copy, not one per group
 
 
 def joined_products(a: Prepared, b: Prepared, products: Tensor) -> Tensor:
@@ -108,42 +129,17 @@ def joined_products(a: Prepared, b: Prepared, products: Tensor) -> Tensor:
     return b.joined(a.joined(products.mT).mT)
 
 
-def symmetric(upper: Tensor) -> Tensor:
-    """The whole of a symmetric matrix from what lies on and above its diagonal."""
-    return upper.triu() + upper.triu(1).mT
-
-
-def _side_sums(x: Prepared, start: int, stop: int, block_rows: int) -> SideSums:
-    place, width = x.shift.device, x.width
-    zero = torch.zeros((), dtype=torch.float64, device=place)
-    total, weighted = torch.zeros(2, width, dtype=torch.float64, device=place)
-    products = torch.zeros(width, width, dtype=torch.float64, device=place)
-    squares, fourths = zero.clone(), zero.clone()
+def _add_rows(sums: SideSums, group: int, x: Prepared, start: int, stop: int, block_rows: int) -> None:
+    sums.n[group] = stop - start
     for first, last in blocks(start, stop, block_rows):
         block = x.block(first, last)
         lengths = block.square().sum(dim=1)
-        total += block.sum(dim=0, dtype=torch.float64)
-        weighted += lengths @ block
-        squares += lengths.sum(dtype=torch.float64)
-        fourths += lengths.double().square().sum()
-        _add_gram(products, block)
-    return SideSums(zero + (stop - start), total, symmetric(products), squares, fourths, weighted)
-
-
-def _cross_sums(a: Prepared, b: Prepared, start: int, stop: int, block_rows: int) -> CrossSums:
-    place = a.shift.device
-    products = torch.zeros(a.width, b.width, dtype=torch.float64, device=place)
-    weighted_a, weighted_b = (torch.zeros(side.width, dtype=torch.float64, device=place) for side in (a, b))
-    squares = torch.zeros((), dtype=torch.float64, device=place)
-    dtype = torch.promote_types(a.dtype, b.dtype)
-    for first, last in blocks(start, stop, block_rows):
-        block_a, block_b = (side.block(first, last).to(dtype) for side in (a, b))
-        lengths_a, lengths_b = (block.square().sum(dim=1) for block in (block_a, block_b))
-        products += block_a.mT @ block_b
-        squares += (lengths_a.double() * lengths_b.double()).sum()
-        weighted_a += lengths_b @ block_a
-        weighted_b += lengths_a @ block_b
-    return CrossSums(products, squares, weighted_a, weighted_b)
+        sums.total[group] += block.sum(dim=0, dtype=torch.float64)
+        sums.weighted[group] += lengths @ block
+        sums.squares[group] += lengths.sum(dtype=torch.float64)
+        sums.fourths[group] += lengths.double().square().sum()
+        _add_gram(sums.products[group], block)
+    _whole(sums.products[group])
 
 
 def _add_gram(products: Tensor, block: Tensor) -> None:
@@ -154,9 +150,11 @@ def _add_gram(products: Tensor, block: Tensor) -> None:
         products[start:stop, start:] += block[:, start:stop].mT @ block[:, start:]
 
 
-def _stacked(parts: Sequence[Some]) -> Some:
-    kind = type(parts[0])
-    return kind(**{field.name: torch.stack([getattr(part, field.name) for part in parts]) for field in fields(kind)})
+def _whole(upper: Tensor) -> Tensor:
+    """The whole of a symmetric matrix from what lies on and above its diagonal, in place."""
+    upper.triu_()
+    upper += upper.triu(1).mT
+    return upper
 
 
 def _map(sums: Some, change: Callable[[Tensor], Tensor]) -> Some:

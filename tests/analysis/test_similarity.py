@@ -184,3 +184,33 @@ def test_every_value_says_how_exactly_the_states_were_stored(make_run):
     run = make_run()
     frame = hidden_state_similarity(pairs_from_start(run)).frame
     assert set(frame["resolution"]) == {run[0].resolution("hidden_states", 1)}
+
+
+@pytest.mark.parametrize("lengths", [(3, 9), (200, 200)])
+def test_states_that_are_not_finite_are_undefined_and_the_rest_goes_on(make_run, lengths, monkeypatch):
+    """Capture refuses them, a file may hold them: at the first row, or beyond the first block of rows."""
+    run = make_run(n_examples=20, n_attention=1, lengths=lengths, drift=0.1)
+    read = type(run[0]).hidden_states
+
+    def with_nan(self, layer, stack="model", *, rows=slice(None)):
+        found = read(self, layer, stack, rows=rows).copy()
+        if layer == 1 and self.step == 6:
+            found[-1] = np.nan
+        return found
+
+    monkeypatch.setattr(type(run[0]), "hidden_states", with_nan)
+    frame = hidden_state_similarity(pairs_from_start(run), specials=True).frame
+    bad = (frame["layer"] == 1) & (frame["step_a"] == 6)
+    assert set(frame.loc[bad, "status"]) == {"undefined"}
+    assert frame.loc[bad, "reason"].str.contains("must be finite").all()
+    assert (frame.loc[~bad, "status"] == "measured").all()
+
+
+def test_no_chance_level_where_one_example_holds_most_tokens(make_run):
+    """Shifted by less than its length it would be compared with itself."""
+    run = make_run(n_examples=2, n_attention=1, lengths=(30, 90), drift=0.3, probe_seed=1)
+    tokens = np.bincount(run[0].hidden_rows()[:, 0])
+    assert tokens.max() > tokens.sum() / 2
+    frame = hidden_state_similarity(pairs_from_start(run), specials=True).frame
+    assert frame["chance"].isna().all()
+    assert frame["value"].notna().all()

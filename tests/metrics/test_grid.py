@@ -1,5 +1,7 @@
 """The grid engine: every solver, on any blocks, gives the SVCCA of each pair."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -140,16 +142,31 @@ def test_solvers_agree_on_products_of_bases(solver: str) -> None:
 @pytest.mark.parametrize(
     ("x", "y", "options", "message"),
     [
-        ([], None, {}, "at least one representation"),
-        ([np.zeros((3, 2))], [np.zeros((4, 2))], {}, "of the same samples; got shapes"),
-        ([np.zeros(3)], None, {}, "must be \\(n_samples, n_features\\)"),
-        ([np.zeros((1, 2))], None, {}, "at least 2 samples; got 1"),
+        ([], None, {}, "`x` must hold at least one representation"),
+        ([np.eye(4)[:, :2]], [], {}, "`y` must hold at least one representation"),
+        (
+            [np.zeros((3, 2))],
+            [np.zeros((4, 2))],
+            {},
+            r"of the same samples, row by row; got 3 in `x\[0\]` and 4 in `y\[0\]`",
+        ),
+        (
+            [np.zeros((3, 2)), np.zeros(3)],
+            None,
+            {},
+            r"`x\[1\]` must be an array \(n_samples, n_features\); got shape \(3,\)",
+        ),
+        ([[[1.0], [2.0]]], None, {}, r"`x\[0\]` must be an array .* got a list"),
+        ([np.zeros((1, 2))], None, {}, r"`x\[0\]` must have at least 2 samples; got 1"),
+        ([np.eye(9)[:, :3]], [np.ones((9, 2))], {}, r"`y\[0\]` must vary"),
+        ([np.eye(4)[:, :2]], None, {"block_rows": 0}, "`block_rows` must be a number of rows, at least 1; got 0"),
+        ([np.eye(4)[:, :2]], None, {"device": "meta"}, "`device` must be one that is there"),
         ([np.ones((4, 2))], None, {}, "must vary"),
         ([np.full((4, 2), np.nan)], None, {}, "must be finite"),
         ([np.eye(4)], None, {"solver": "qr"}, "`solver` must be one of"),
         ([np.eye(4)], None, {"variance": 1.0}, "at most 0.999 for a grid"),
         ([np.eye(4)], None, {"variance": 0.0}, "share in"),
-        ([np.eye(4)], None, {}, "more samples than kept directions; got 4 samples of one that keeps 3"),
+        ([np.eye(4)], None, {}, "more samples than kept directions, at least two more; got 4 samples and 3 directions"),
         ([np.eye(4)], None, {"solver": "svd"}, "more samples than kept directions"),
         ([np.ones((9, 3))], None, {"solver": "svd"}, "must vary"),
         ([np.full((9, 3), np.inf)], None, {"solver": "svd"}, "must be finite"),
@@ -161,3 +178,21 @@ def test_bad_input_is_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         svcca_grid(x, y, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("strange", [np.eye(4, 2) * 1j, np.eye(4, 2) > 0, np.array([["a"], ["b"]]), torch.eye(4) > 0])
+def test_what_is_no_real_number_is_refused(strange: object) -> None:
+    with pytest.raises(TypeError, match=r"`x\[0\]` must hold real numbers"):
+        svcca_grid([strange])  # type: ignore[list-item]
+
+
+def test_rows_in_any_layout(tmp_path: Path) -> None:
+    x, y = clouds(200, (9, 7))
+    expected = one_by_one([x], [y])
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for same in (mapped, x.astype(">f8"), np.asfortranarray(x), torch.from_numpy(x).requires_grad_()):
+        np.testing.assert_allclose(svcca_grid([same], iter([y])).similarity, expected, atol=1e-10)
+    np.testing.assert_allclose(
+        svcca_grid(np.stack([x, x]), torch.from_numpy(y)[None]).similarity, np.tile(expected, (2, 1))
+    )

@@ -146,3 +146,14 @@ def test_complaints() -> None:
     for variance in (0.99, 1.0):
         with pytest.raises(ValueError, match="`x` must vary"):
             svcca_half_samples(flat, y, np.arange(n) * 8 // n, variance=variance)
+    for n_kept in ((0, 3), 3, (1,)):
+        with pytest.raises(ValueError, match="`n_kept` must be two numbers of directions"):
+            svcca_half_samples(x, y, np.arange(n) % 4, n_kept=n_kept)
+    with pytest.raises(ValueError, match="`estimate` must be finite; got nan"):
+        half_sample_interval(float("nan"), [0.1, 0.2, 0.3])
+    for halves in ([0.1, 0.2], [0.1, 0.2, np.nan]):
+        with pytest.raises(ValueError, match="finite value for each of at least 3 halves"):
+            half_sample_bias(0.5, halves)
+    for number in (0, 2, 6, 12):
+        with pytest.raises(ValueError, match="power of two, at least 4"):
+            balanced_half_samples(number)

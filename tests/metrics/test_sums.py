@@ -134,3 +134,24 @@ def test_standardised_rows() -> None:
 def test_bad_rows_are_named(x: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         agreement(x, x, [0, 150, 300], None)
+
+
+def test_features_far_from_zero_keep_their_variance_when_standardised() -> None:
+    """As float16 stores them: a mean of 300 with 30 distinct values around it."""
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(400, 5)) + np.array([0, 0, 0, 300, 2000])).astype(np.float16)
+    whole = np.asarray(standardised(x)[0:400])
+    expected = x.astype(float)
+    expected = (expected - expected.mean(axis=0)) / expected.std(axis=0)
+    np.testing.assert_allclose(whole, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [12, 150])
+def test_one_row_apart_from_equal_ones_has_no_similarity_structure(width: int) -> None:
+    x = np.zeros((600, width), dtype=np.float32)
+    x[17] = np.random.default_rng(0).normal(size=width)
+    ready = prepare(x)
+    assert torch.isnan(self_hsic(ready, pooled(side_sums(ready, [0, 600]))))
+    x[400:, 0] = 1.0
+    ready = prepare(x)
+    assert float(self_hsic(ready, pooled(side_sums(ready, [0, 600])))) > 0
