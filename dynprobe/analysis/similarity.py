@@ -279,10 +279,11 @@ def _bias_note(table: pd.DataFrame) -> Iterable[str]:
     rows = table[(table["metric"] == SVCCA) & table["bias"].notna()]
     if len(rows) and rows["bias"].max() >= 0.005:
         worst = rows.sort_values("bias").iloc[-1]
+        other = "its start" if worst["comparison"] == "from_start" else worst["run_b"]
         yield (
             f"SVCCA of {worst['n']} tokens lies above that of unlimited data: by about {worst['bias']:.3f} in layer "
-            f"{worst['layer']} of {worst['run_a']} against {worst['run_b']}, less elsewhere (column `bias`). Compare values of "
-            "equally many tokens only."
+            f"{worst['layer']} of {worst['run_a']} against {other}, less elsewhere (column `bias`). Compare values of equally "
+            "many tokens only."
         )
 
 
