@@ -66,7 +66,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
 LATE_IMPORTS = {
     "tasks/files.py": {"pyarrow", "datasets"},
     "capture/models.py": {"peft"},
-    "capture/bootstrap/sitecustomize.py": {"dynprobe.capture.injected"},
+    "capture/bootstrap/sitecustomize.py": {"dynprobe.capture.injected", "dynprobe.capture.injected_loops"},
 }
 _STANDARD = {"__future__"}
 

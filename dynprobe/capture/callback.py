@@ -1,9 +1,7 @@
 """Capture inside transformers' Trainer."""
 
-import logging
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dynprobe.capture.default_probe import TRAINING_DATA_NOTE, probe_set_from_trainer
+from dynprobe.capture.news import say
 from dynprobe.capture.recorder import Recorder
 from dynprobe.capture.settings import CaptureSettings
 from dynprobe.errors import CaptureError
@@ -189,14 +188,6 @@ class DynprobeCallback(TrainerCallback):
         if self._recorder is not None:
             self._recorder.close()
             self._recorder = None
-
-
-def say(sentence: str, *, stacklevel: int) -> None:
-    """Warn; where the program makes errors of warnings, log instead, as none of ours is worth its training."""
-    try:
-        warnings.warn(f"dynprobe: {sentence}", stacklevel=stacklevel)
-    except UserWarning:
-        logging.getLogger("dynprobe").warning(sentence)
 
 
 def attach(trainer: Trainer, run_dir: str | Path, **options: Any) -> DynprobeCallback:

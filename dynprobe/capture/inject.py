@@ -33,7 +33,16 @@ class InjectedOptions:
     run_dir
         Absolute path of the run directory.
     probe_run
-        Run whose probe set is used, or ``None`` for the trainer's own evaluation data.
+        Run whose probe set is used, or ``None``.
+    probe_texts
+        JSON file with the texts to use as probe set, each a list of one or two, or ``None``. Without this and `probe_run` the
+        trainer's own evaluation data is used.
+    tokenizer
+        Folder or name of the tokenizer for `probe_texts`, or ``None`` for that of the model.
+    model_attr
+        Which of several models to capture in a loop without Trainer; ``None`` for the largest.
+    max_steps
+        Number of optimizer steps of a loop without Trainer, if known.
     settings
         Arguments of :class:`~dynprobe.capture.settings.CaptureSettings`.
     existing
@@ -44,10 +53,14 @@ class InjectedOptions:
     probe_run: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     existing: str = "refuse"
+    probe_texts: str | None = None
+    tokenizer: str | None = None
+    model_attr: str | None = None
+    max_steps: int | None = None
 
 
 def run_with_capture(command: Sequence[str], options: InjectedOptions, status_file: Path) -> int:
-    """Run a command whose Python processes capture what transformers' Trainer trains in them.
+    """Run a command whose Python processes capture the transformers model that they train.
 
     Parameters
     ----------
@@ -127,7 +140,7 @@ def _why_nothing(status_file: Path, command: Sequence[str]) -> str:
             "called its train(), or the run held every step already"
         )
     return (
-        f"nothing was captured: no transformers Trainer was made by `{' '.join(command[:4])}`. Capture needs one; "
-        "Python started with -I or -E ignores PYTHONPATH and cannot be captured; for a loop of your own use "
-        "dynprobe.Recorder"
+        f"nothing was captured: no transformers Trainer was made by `{' '.join(command[:4])}`, and no torch optimizer "
+        "stepped the weights of a transformers model there. Steps inside torch.compile cannot be seen, and Python started "
+        "with -I or -E ignores PYTHONPATH and cannot be captured: use dynprobe.Recorder in the program"
     )

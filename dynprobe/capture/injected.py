@@ -2,21 +2,16 @@
 
 import json
 import os
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-from dynprobe.capture.callback import DynprobeCallback, say
-from dynprobe.capture.inject import OPTIONS, STATUS, InjectedOptions
+from dynprobe.capture.asked_probe import asked_probe_set
+from dynprobe.capture.callback import DynprobeCallback
+from dynprobe.capture.inject import OPTIONS, InjectedOptions
+from dynprobe.capture.news import report, report_fault, run_names
 from dynprobe.capture.settings import CaptureSettings
-from dynprobe.storage.layout import probe_path
-from dynprobe.storage.probe_file import read_probe_set
-
-# One process may train several models, one after the other: run, run-2, run-3.
-_trainings_captured = 0
 
 
 class InjectedCallback(DynprobeCallback):
@@ -30,38 +25,24 @@ class InjectedCallback(DynprobeCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begin capture in the run directory of this training."""
-        global _trainings_captured
         begun_again = self._begins_again(args)
         if not begun_again:
-            number = f"-{_trainings_captured + 1}" if _trainings_captured else ""
-            self.run_dir = self._first_run_dir.with_name(self._first_run_dir.name + number)
+            self.run_dir = run_names.next_after(self._first_run_dir)
         try:
             super().on_train_begin(args, state, control, **kwargs)
         except Exception as error:  # noqa: BLE001 - whatever it is, the training is worth more
             self._stop()
-            report({"event": "fault", "reason": str(error) or repr(error)})
-            say(f"this training is not captured: {error}", stacklevel=3)
+            report_fault(str(error) or repr(error), stacklevel=3)
         if self.recorder is not None and not begun_again:
-            _trainings_captured += 1
+            run_names.n_taken += 1
 
 
 def attach_from_environment(trainer: Trainer) -> None:
     """Add capture to a Trainer as the environment says; called by the bootstrap after ``Trainer.__init__``."""
     options = InjectedOptions(**json.loads(os.environ[OPTIONS]))
     report({"event": "trainer"})
-    probe = None if options.probe_run is None else read_probe_set(probe_path(Path(options.probe_run)))
+    probe = asked_probe_set(options, trainer.model, tokenizer=getattr(trainer, "processing_class", None))
     settings = CaptureSettings(**options.settings)
     trainer.add_callback(
         InjectedCallback(options.run_dir, probe_set=probe, settings=settings, existing=options.existing)
     )
-
-
-def report(record: Mapping[str, Any]) -> None:
-    """Append one line to the status file; a program whose news are lost is no reason to end it."""
-    path = os.environ.get(STATUS)
-    if path:
-        try:
-            with Path(path).open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(dict(record)) + "\n")
-        except OSError as error:
-            print(f"dynprobe: could not write {path}: {error}", file=sys.stderr)  # noqa: T201

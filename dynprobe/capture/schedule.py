@@ -1,5 +1,6 @@
 """When to take snapshots: a rule that a user can type, and the steps it gives."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,8 @@ import numpy as np
 from dynprobe.errors import UsageError
 
 DEFAULT_SCHEDULE = "log:8"
+# Where nobody says how long a training will be, log-spaced steps are spaced as in one of this length, and go on so.
+ASSUMED_STEPS = 10_000
 _EXPECTED = "`schedule` must be 'log:N' (N steps, log-spaced), 'every:N', 'at:STEP,STEP,...' or 'ends'"
 
 
@@ -65,3 +68,32 @@ class Schedule:
         elif self.kind == "at":
             between = set(self.numbers)
         return tuple(sorted({0, max_steps} | {step for step in between if step < max_steps}))
+
+    def step_after(self, step: int) -> int | None:
+        """The next step after `step` in a training of unknown length; ``None`` when only the last is left.
+
+        ``log:N`` is spaced as for a training of 10,000 steps and goes on at the same ratio beyond them: a shorter training
+        has fewer than N, a longer one more.
+
+        Examples
+        --------
+        >>> schedule, steps = Schedule.parse("log:5"), [0]
+        >>> while steps[-1] < 10_000:
+        ...     steps.append(schedule.step_after(steps[-1]))
+        >>> steps
+        [0, 1, 10, 100, 1000, 10000]
+        """
+        if self.kind == "every":
+            return (step // self.numbers[0] + 1) * self.numbers[0]
+        if self.kind == "at":
+            return min((number for number in self.numbers if number > step), default=None)
+        if self.kind == "ends":
+            return None
+        # The first power of the ratio that rounds to more than `step`; with log:1 the one step is the first.
+        if self.numbers[0] == 1:
+            return 1 if step < 1 else None
+        ratio = ASSUMED_STEPS ** (1 / (self.numbers[0] - 1))
+        power = math.floor(math.log(max(step, 1), ratio))
+        while round(ratio**power) <= step:
+            power += 1
+        return round(ratio**power)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
-from dynprobe.capture import injected
 from dynprobe.capture.callback import DynprobeCallback, attach
 from dynprobe.capture.default_probe import probe_set_from_trainer
 from dynprobe.capture.injected import InjectedCallback
+from dynprobe.capture.news import run_names
 from dynprobe.capture.recorder import Recorder
 from dynprobe.capture.settings import CaptureSettings
 from dynprobe.errors import CaptureError, IncompatibleRunsError, ProbeSetError, UsageError
@@ -345,7 +345,7 @@ def test_going_on_says_what_is_not_known_any_more(make_trainer: Make, tmp_path: 
 def test_a_training_that_starts_again_with_a_smaller_batch(
     kind: type[DynprobeCallback], make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(injected, "_trainings_captured", 0)
+    monkeypatch.setattr(run_names, "n_taken", 0)
 
     class OutOfMemory(TrainerCallback):
         done = False

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import Trainer
 
-from dynprobe.capture import injected
 from dynprobe.capture.callback import DynprobeCallback
 from dynprobe.capture.inject import OPTIONS, STATUS, InjectedOptions
-from dynprobe.capture.injected import InjectedCallback, attach_from_environment, report
+from dynprobe.capture.injected import InjectedCallback, attach_from_environment
+from dynprobe.capture.news import report, run_names
 from dynprobe.run import open_run
 
 Make = Callable[..., Trainer]
@@ -23,7 +23,7 @@ Make = Callable[..., Trainer]
 @pytest.fixture(autouse=True)
 def a_new_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """No training captured yet, and a file for its news."""
-    monkeypatch.setattr(injected, "_trainings_captured", 0)
+    monkeypatch.setattr(run_names, "n_taken", 0)
     monkeypatch.setenv(STATUS, str(tmp_path / "status"))
     return tmp_path / "status"
 
@@ -63,6 +63,18 @@ def test_the_probe_set_of_another_run(make_trainer: Make, tmp_path: Path, monkey
     trainer.train()
     one, two = open_run(tmp_path / "one"), open_run(tmp_path / "two-2")
     assert one.probe_set.fingerprint == two.probe_set.fingerprint
+
+
+def test_texts_as_the_probe_set_of_a_trainer(
+    make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved_model: Path
+) -> None:
+    texts = tmp_path / "texts.json"
+    texts.write_text(json.dumps([["a cat"], ["the dog"]]))
+    options(monkeypatch, tmp_path / "run", probe_texts=str(texts), tokenizer=str(saved_model))
+    trainer = make_trainer(max_steps=1)
+    attach_from_environment(trainer)
+    trainer.train()
+    assert open_run(tmp_path / "run").probe_set.n_examples == 2
 
 
 def test_several_trainings_make_several_runs(make_trainer: Make, tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""The probe set that was asked for on the command line: that of another run, or texts that the model's own tokenizer reads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynprobe.capture.architecture import transformer_inside
+from dynprobe.capture.guard import random_state_kept, unwrapped
+from dynprobe.capture.inject import InjectedOptions
+from dynprobe.capture.models import load_tokenizer
+from dynprobe.errors import CaptureError
+from dynprobe.probe_set import DEFAULT_MAX_LENGTH, ProbeSet
+from dynprobe.storage.layout import probe_path
+from dynprobe.storage.probe_file import read_probe_set
+
+
+def asked_probe_set(options: InjectedOptions, model: Any, *, tokenizer: Any = None) -> ProbeSet | None:
+    """The probe set that the command line names.
+
+    Parameters
+    ----------
+    options
+        What was asked for.
+    model
+        The model that will be measured on it.
+    tokenizer
+        The program's own tokenizer, where it is known; one that is named on the command line wins.
+
+    Returns
+    -------
+    ProbeSet or None
+        ``None`` when nothing was asked for.
+
+    Raises
+    ------
+    CaptureError
+        When texts are given and no tokenizer, or the inputs hold tokens that the model does not know.
+    """
+    if options.probe_run is None and options.probe_texts is None:
+        return None
+    core = transformer_inside(unwrapped(model))
+    if options.probe_run is not None:
+        probe = read_probe_set(probe_path(Path(options.probe_run)))
+    else:
+        with random_state_kept():
+            probe = _from_texts(options, core, tokenizer)
+    _require_known_tokens(probe, core)
+    return probe
+
+
+def _from_texts(options: InjectedOptions, core: Any, tokenizer: Any) -> ProbeSet:
+    if getattr(core.config, "is_encoder_decoder", False):
+        raise CaptureError(
+            "an encoder-decoder must have decoder inputs in its probe set; got texts (--probe FILE). "
+            "Give --probe RUN with the run of such a model"
+        )
+    texts = [tuple(parts) for parts in json.loads(Path(str(options.probe_texts)).read_text(encoding="utf-8"))]
+    return ProbeSet.from_texts(texts, _tokenizer(options, core, tokenizer), max_length=_longest(core))
+
+
+def _tokenizer(options: InjectedOptions, core: Any, own: Any) -> Any:
+    if options.tokenizer is not None:
+        return load_tokenizer(options.tokenizer)
+    if callable(own):
+        return own
+    source = str(getattr(core.config, "name_or_path", "") or "")
+    if source and Path(source).is_dir():
+        return load_tokenizer(source)
+    raise CaptureError(
+        "the texts of --probe must be tokenised as in the program; got no --tokenizer, and the model was not loaded from a "
+        "folder with one. Give --tokenizer NAME_OR_FOLDER"
+    )
+
+
+def _longest(core: Any) -> int:
+    """Number of tokens of an example: the usual one, or as many as the model has positions for."""
+    config = core.config.get_text_config() if hasattr(core.config, "get_text_config") else core.config
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:
+        return DEFAULT_MAX_LENGTH
+    padding = [
+        module.padding_idx + 1  # RoBERTa counts positions from behind its padding id
+        for name, module in core.named_modules()
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+    ]
+    return max(1, min(DEFAULT_MAX_LENGTH, positions - max(padding, default=0)))
+
+
+def _require_known_tokens(probe: ProbeSet, core: Any) -> None:
+    """An unknown token is an error here; on a GPU it would end the whole process."""
+    known = getattr(core.get_input_embeddings(), "num_embeddings", None)
+    tokens = probe.inputs.get("input_ids")
+    if known is not None and tokens is not None and int(np.max(tokens)) >= known:
+        raise CaptureError(
+            f"the probe inputs must be tokens of the model, 0 to {known - 1}; got {int(np.max(tokens))}. "
+            "Give the tokenizer (--tokenizer) or the run (--probe) that belongs to this model"
+        )
