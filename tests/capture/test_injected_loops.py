@@ -150,6 +150,7 @@ def test_an_unmodified_loop_is_captured_and_no_bit_of_it_changes(tmp_path: Path,
     assert (tmp_path / "digest").read_text() == captured, "weights, optimizer, randomness, order, attributes"
 
 
+@pytest.mark.slow
 def test_a_crash_keeps_what_was_captured_and_the_exit_code(tmp_path: Path, probe_run: str) -> None:
     options = InjectedOptions(str(tmp_path / "run"), probe_run=probe_run, settings={"schedule": "every:4"})
     assert run_with_capture(command(tmp_path, LOOP, "crash"), options, tmp_path / "s") == 1
@@ -515,6 +516,7 @@ def test_texts_without_a_tokenizer_and_tokens_of_another_model(start: Start, tmp
         optimizer.step()
 
 
+@pytest.mark.slow
 def test_a_model_that_is_compiled(start: Start, tmp_path: Path) -> None:
     capture = start()
     model = classifier()

@@ -217,7 +217,7 @@ def test_text_file_has_one_text_per_line(tmp_path):
         ("a.csv", "text,label,split\nx,-1,train\ny,-1,test\n", r"at least one split must have labels; every label is -1"),
         ("a.csv", "text,label\nx,1\ny,0\n", r"too few different texts \(2\) to be split by hash: none fell into"),
         ("a.csv.gz", b"not gzip", r"must be readable; got: Not a gzipped file"),
-        ("a.csv.gz", gzip.compress(b"text,label\n" * 100)[:-12], r"must be readable; got: "),
+        ("a.csv.gz", gzip.compress(b"text,label\n" * 100, mtime=0)[:-12], r"must be readable; got: "),
         ("a.jsonl", '{"text": "x", "label": 1}\n[1]\n', r"one JSON object per line; got list in line 2"),
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text"\n', r"one JSON object per line; line 2: "),
         ("a.jsonl", "[" * 100_000, r"one JSON object per line; line 1: "),
