@@ -1,10 +1,12 @@
 """Read-only views of a run directory: :class:`Run`, :class:`Snapshot`; arrays are read when they are asked for."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -17,6 +19,8 @@ from dynprobe.storage.directory import list_steps, read_manifest, read_scalars, 
 from dynprobe.storage.layout import probe_path, snapshot_path
 from dynprobe.storage.probe_file import read_probe_set
 from dynprobe.storage.reader import FileReader
+from dynprobe.storage.schema import require_inside, require_offsets, require_snapshot
+from dynprobe.storage.verify import require_intact_records
 
 PROBE = "main"
 
@@ -58,9 +62,9 @@ class Ragged(Sequence[np.ndarray]):
 
     def __init__(self, file: FileReader, name: str, n_heads: int, lengths: np.ndarray) -> None:
         self._file, self._name, self._n_heads, self._lengths = file, name, n_heads, lengths
-        sizes = n_heads * lengths.astype(np.int64).prod(axis=1)
-        self._offsets = np.concatenate([[0], np.cumsum(sizes)])
-        if int(self._offsets[-1]) != file.shape(name)[0]:
+        sizes = [n_heads * n_query * n_key for n_query, n_key in lengths.tolist()]  # Python integers do not overflow
+        self._offsets = list(accumulate(sizes, initial=0))
+        if self._offsets[-1] != file.shape(name)[0]:
             raise RunFormatError(
                 f"{file.path}: `{name}` must hold {self._offsets[-1]} values; got {file.shape(name)[0]}"
             )
@@ -87,7 +91,7 @@ class Ragged(Sequence[np.ndarray]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"example must lie in 0..{len(self) - 1}; got {index}")
         position = index % len(self)
-        start, stop = int(self._offsets[position]), int(self._offsets[position + 1])
+        start, stop = self._offsets[position], self._offsets[position + 1]
         n_query, n_key = (int(length) for length in self._lengths[position])
         return self._file.read(self._name, slice(start, stop)).reshape(self._n_heads, n_query, n_key)
 
@@ -102,13 +106,16 @@ class Snapshot(AbstractContextManager["Snapshot"]):
     ----------
     path
         A snapshot file.
+    verify
+        Whether to check each array against its checksum when it is first read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, verify: bool = False) -> None:
         self._path = path
+        self._verify = verify
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_path": self._path}
+        return {"_path": self._path, "_verify": self._verify}
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -123,9 +130,12 @@ class Snapshot(AbstractContextManager["Snapshot"]):
 
     @cached_property
     def _file(self) -> FileReader:
-        file = FileReader(self._path)
-        if file.meta.get("kind") != "snapshot" or type(file.meta.get("step")) is not int:
-            raise RunFormatError(f"{self._path}: must be a snapshot; got {file.meta.get('kind')!r}")
+        file = FileReader(self._path, verify=self._verify)
+        try:
+            require_snapshot(file)
+        except RunFormatError:
+            file.close()
+            raise
         return file
 
     @property
@@ -179,10 +189,13 @@ class Snapshot(AbstractContextManager["Snapshot"]):
 
     def hidden_rows(self, stack: str = "model") -> np.ndarray:
         """(n_rows, 2) example and position of each row of the hidden states."""
-        return self._read(f"{PROBE}/{stack}/index/hidden_rows")
+        return require_inside(self._read(f"{PROBE}/{stack}/index/hidden_rows"), self._path, stack)
 
     def attentions(self, layer: int, stack: str = "model", kind: str = "self") -> Ragged:
-        """Attention probabilities among real tokens of one block, one (n_heads, n_query, n_key) array per example."""
+        """Attention probabilities among real tokens of one block, one (n_heads, n_query, n_key) array per example.
+
+        Of kind ``"self"``, ``"cross"``, or ``"cls"``: only [CLS] or what stands for it as query, so that n_query is 1.
+        """
         name = f"{PROBE}/{stack}/{kind}_attention/{layer}"
         self._require(name)
         prefix = "" if kind == "self" else f"{kind}_"
@@ -195,7 +208,7 @@ class Snapshot(AbstractContextManager["Snapshot"]):
 
     def attention_examples(self, stack: str = "model") -> np.ndarray:
         """Index in the probe set of each example whose attention is stored."""
-        return self._read(f"{PROBE}/{stack}/index/attention_examples")
+        return require_inside(self._read(f"{PROBE}/{stack}/index/attention_examples"), self._path, stack)
 
     def n_heads(self, stack: str = "model", kind: str = "self") -> int:
         """Number of heads of each block."""
@@ -206,13 +219,35 @@ class Snapshot(AbstractContextManager["Snapshot"]):
         """(n_examples, d_model) one vector per example: the first or last real token, or the mean of the real tokens."""
         return self._read(f"{PROBE}/{stack}/pooled/{kind}/{layer}")
 
+    def value_norms(self, layer: int, stack: str = "model") -> np.ndarray:
+        """(n_tokens, n_heads) norms of the value vectors after each head's part of the output projection.
+
+        Tokens are the real tokens of the :meth:`attention_examples`, one example after another.
+        """
+        return self._read(f"{PROBE}/{stack}/value_norms/{layer}")
+
+    def pooler_output(self) -> np.ndarray | None:
+        """(n_examples, d_model) what the pooler makes of each example, or ``None`` for a model without one."""
+        name = f"{PROBE}/outputs/pooler_output"
+        return self._read(name) if name in self._file else None
+
+    def classifier_input(self) -> np.ndarray | None:
+        """(n_examples, width) what the last linear layer of a classifier is given, or ``None`` where there is none.
+
+        A decoder that classifies from its last token is given :meth:`pooled` ``("last", n_layers)``, which is not stored twice.
+        """
+        name = f"{PROBE}/outputs/classifier_input"
+        return self._read(name) if name in self._file else None
+
     def outputs(self) -> Outputs | None:
         """What the model said about the probe examples, or ``None`` when it has no head."""
         prefix = f"{PROBE}/outputs/"
         for kind in ("logits", "nll", "token_logits"):
             if prefix + kind in self._file:
-                offsets = f"{prefix}{kind}_offsets"
-                return Outputs(kind, self._read(prefix + kind), self._read(offsets) if offsets in self._file else None)
+                values, offsets = self._read(prefix + kind), f"{prefix}{kind}_offsets"
+                if offsets not in self._file:
+                    return Outputs(kind, values)
+                return Outputs(kind, values, require_offsets(self._read(offsets), len(values), self._path))
         return None
 
     def parameter_changes(self) -> dict[str, tuple[float, float]]:
@@ -243,7 +278,7 @@ class Snapshot(AbstractContextManager["Snapshot"]):
 
     def _numbers(self, prefix: str) -> tuple[int, ...]:
         tails = (name[len(prefix) :] for name in self._file.names if name.startswith(prefix))
-        return tuple(sorted(int(tail) for tail in tails if tail.isdecimal()))
+        return tuple(sorted(int(tail) for tail in tails if re.fullmatch("0|[1-9][0-9]{0,5}", tail)))
 
     def _read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         self._require(name)
@@ -263,13 +298,16 @@ class Run:
 
     Parameters
     ----------
-    path
-        A run directory; see :func:`open_run`.
+    path, verify
+        A run directory, and whether to check what is read; see :func:`open_run`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, verify: bool = False) -> None:
         require_run(path)
         self.path = path
+        self._verify = verify
+        if verify:
+            require_intact_records(path)
         self.manifest: Mapping[str, Any] = read_manifest(path)
         self._snapshots: dict[int, Snapshot] = {}
 
@@ -284,7 +322,7 @@ class Run:
     @cached_property
     def probe_set(self) -> ProbeSet:
         """The inputs on which every snapshot was measured."""
-        return read_probe_set(probe_path(self.path))
+        return read_probe_set(probe_path(self.path), verify=self._verify)
 
     @cached_property
     def steps(self) -> tuple[int, ...]:
@@ -295,7 +333,7 @@ class Run:
     def max_steps(self) -> int | None:
         """Number of steps the training was planned for, or ``None`` when unknown."""
         planned = self.manifest.get("max_steps")
-        return planned if isinstance(planned, int) and planned > 0 else None
+        return planned if type(planned) is int and planned > 0 else None
 
     @property
     def stacks(self) -> tuple[str, ...]:
@@ -315,7 +353,7 @@ class Run:
     def __getitem__(self, step: int) -> Snapshot:
         if step not in self.steps:
             raise StepNotFoundError(f"{self.path}: `step` must be one of {list(self.steps)}; got {step}")
-        return self._snapshots.setdefault(step, Snapshot(snapshot_path(self.path, step)))
+        return self._snapshots.setdefault(step, Snapshot(snapshot_path(self.path, step), verify=self._verify))
 
     def __iter__(self) -> Iterator[Snapshot]:
         return (self[step] for step in self.steps)
@@ -324,13 +362,15 @@ class Run:
         return len(self.steps)
 
 
-def open_run(path: str | Path) -> Run:
+def open_run(path: str | Path, *, verify: bool = False) -> Run:
     """Open a run directory.
 
     Parameters
     ----------
     path
         A folder written by ``dynprobe capture``, the Trainer callback or a Recorder.
+    verify
+        Whether to check manifest and ledger at once, and each array against its checksum when it is first read.
 
     Returns
     -------
@@ -340,7 +380,7 @@ def open_run(path: str | Path) -> Run:
     Raises
     ------
     RunFormatError
-        When the path is no run directory, or one of a later format.
+        When the path is no run directory, or one of a later format; here or at a later read, when it is damaged.
 
     Examples
     --------
@@ -348,4 +388,4 @@ def open_run(path: str | Path) -> Run:
     >>> run[run.steps[-1]].hidden_states(6).shape  # doctest: +SKIP
     (8192, 384)
     """
-    return Run(Path(path))
+    return Run(Path(path), verify=verify)

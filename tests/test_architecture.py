@@ -66,6 +66,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
 LATE_IMPORTS = {
     "tasks/files.py": {"pyarrow", "datasets"},
     "capture/models.py": {"peft"},
+    "capture/live.py": {"dynprobe.analysis.drift"},
     "capture/bootstrap/sitecustomize.py": {"dynprobe.capture.injected", "dynprobe.capture.injected_loops"},
 }
 _STANDARD = {"__future__"}

@@ -51,7 +51,8 @@ def attention_js(
     Returns
     -------
     Result
-        Rows of ``attention_js_divergence`` per stack, layer and head; cross-attention has ``position`` "cross". ``n`` is the
+        Rows of ``attention_js_divergence`` per stack, layer and head; cross-attention has ``position`` "cross", and where only
+        the attention of [CLS] was captured it has "cls". ``n`` is the
         number of examples. Status "below-resolution" where rounding to the stored type can cause the value, "incompatible"
         where layers or heads cannot be matched one to one, "not-captured" where a snapshot has no attention. ``resolution``
         is the coarser spacing of the stored numbers of both snapshots.
@@ -126,9 +127,16 @@ def _resolution(pair: Pair, stack: str, kind: str, layer: int) -> float:
 
 def _kinds(pair: Pair) -> Iterable[tuple[str, str]]:
     for stack in shared_stacks(pair):
-        yield stack, "self"
+        yield stack, "cls" if _only_of_cls(pair, stack) else "self"
         if stack == "decoder":
             yield stack, "cross"
+
+
+def _only_of_cls(pair: Pair, stack: str) -> bool:
+    """Whether both snapshots hold self attention of [CLS] alone."""
+    return all(
+        m.snapshot.attention_layers(stack, "cls") and not m.snapshot.attention_layers(stack) for m in (pair.a, pair.b)
+    )
 
 
 def _position(kind: str) -> str | None:
@@ -159,7 +167,9 @@ def _missing(pairs: Sequence[Pair]) -> Iterable[dict[str, Any]]:
             reason = _mismatch(pair, stack, kind)
             if without and kind == "self":
                 names = " and ".join(dict.fromkeys(without))
-                yield {**where, "status": "not-captured", "reason": f"{names} was captured without attention"}
+                of_cls = any(m.snapshot.attention_layers(stack, "cls") for m in (pair.a, pair.b))
+                reason = f"{names} was captured without attention" + (" but that of [CLS]" if of_cls else "")
+                yield {**where, "status": "not-captured", "reason": reason}
             elif reason:
                 yield {**where, "status": "incompatible", "reason": reason}
 

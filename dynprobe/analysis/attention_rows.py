@@ -71,7 +71,7 @@ class LayerReader:
         for owner, example in enumerate(examples):
             row = stored[example]
             n_query, n_key = (int(length) for length in attention.lengths[row])
-            queries = self._kept(moment, self.stack, example, n_query)
+            queries = np.arange(1) if self._kind == "cls" else self._kept(moment, self.stack, example, n_query)
             keys = self._kept(moment, "encoder" if self._kind == "cross" else self.stack, example, n_key)
             if causal:
                 queries = informative(queries, keys, n_virtual=n_key - n_query)

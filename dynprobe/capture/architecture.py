@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
+from dynprobe.capture.guard import sharded_kind, sharded_parts
 from dynprobe.errors import CaptureError
 
 # Attention that is no distribution over the other tokens, one row per token.
@@ -19,8 +20,8 @@ _BANDED |= {
 
 # Models that see all tokens, like encoders, and whose [CLS] stands at the end.
 _CLS_LAST = frozenset({"xlnet"})
-# Wrappers and kinds of weight of which a process holds only its own part.
-_SHARDED = frozenset({"FullyShardedDataParallel", "DTensor"})
+# A wrapper whose weights a process sees only in parts, and cannot be asked for.
+_FSDP1 = "FullyShardedDataParallel"
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,14 @@ def describe_model(model: nn.Module) -> Architecture:
         When it is no transformers model, its configuration does not state its size, or its weights are sharded.
     """
     core = transformer_inside(model)
-    _require_whole_weights(model)
+    _require_weights_within_reach(model)
     config: Any = core.config
     parameters = list(model.parameters())
     return Architecture(
         stacks=_stacks(core, config),
         forward_names=frozenset(_forward_names(type(core))),
         model_type=config.model_type,
-        model_class=type(core).__name__,
+        model_class=_own_class(core).__name__,
         name=str(getattr(config, "name_or_path", "") or config.model_type),
         n_parameters=sum(parameter.numel() for parameter in parameters),
         n_trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
@@ -205,12 +206,31 @@ def _is_causal(core: Any) -> bool:
     return only_causal or bool(getattr(core.config, "is_decoder", False))
 
 
-def _require_whole_weights(model: nn.Module) -> None:
-    kinds = {type(module).__name__ for module in model.modules()}
-    kinds |= {type(parameter).__name__ for parameter in model.parameters()}
-    kinds |= {"DeepSpeed ZeRO-3" for parameter in model.parameters() if hasattr(parameter, "ds_id")}
-    if sharded := kinds & {*_SHARDED, "DeepSpeed ZeRO-3"}:
+def _own_class(core: nn.Module) -> type:
+    """The model's class; ``fully_shard`` gives a model another one, derived from it."""
+    sharded = sharded_kind()
+    return next(kind for kind in type(core).__mro__ if sharded is None or not issubclass(kind, sharded))
+
+
+def _require_weights_within_reach(model: nn.Module) -> None:
+    """Whole weights, or those that ``fully_shard`` gathers for each pass."""
+    gathered = {id(parameter) for part in sharded_parts(model) for parameter in part.parameters()}
+    kinds = {_FSDP1 for module in model.modules() if type(module).__name__ == _FSDP1}
+    for parameter in model.parameters():
+        if hasattr(parameter, "ds_id"):
+            kinds.add("DeepSpeed ZeRO-3")
+        elif hasattr(parameter, "_fsdp_flattened") or type(parameter).__name__ == "FlatParameter":
+            kinds.add(_FSDP1)  # whose wrapper is outside of the model
+        elif type(parameter).__name__ == "DTensor" and not (id(parameter) in gathered and _is_only_sharded(parameter)):
+            kinds.add("tensor parallelism, or by `fully_shard` of what contains the model")
+    if kinds:
         raise CaptureError(
-            f"the process that captures must hold whole weights; got weights sharded by {', '.join(sorted(sharded))}. "
-            "Train with DistributedDataParallel, or capture the saved checkpoints"
+            "the process that captures must hold whole weights, or those of `fully_shard` (FSDP2) alone; got weights sharded "
+            f"by {', '.join(sorted(kinds))}. Train with DistributedDataParallel or FSDP2, or capture the saved checkpoints"
         )
+
+
+def _is_only_sharded(parameter: Any) -> bool:
+    """Whether a DTensor is laid out as ``fully_shard`` does by itself: copies of shards, and no second kind of shard."""
+    *copies, last = parameter.placements
+    return type(last).__name__ == "Shard" and all(placement.is_replicate() for placement in copies)

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from dynprobe.capture.architecture import transformer_inside
+from dynprobe.capture.architecture import describe_model, transformer_inside
+from dynprobe.capture.default_probe import default_n_examples
 from dynprobe.capture.guard import random_state_kept, unwrapped
 from dynprobe.capture.inject import InjectedOptions
 from dynprobe.capture.models import load_tokenizer
@@ -57,7 +58,8 @@ def _from_texts(options: InjectedOptions, core: Any, tokenizer: Any) -> ProbeSet
             "Give --probe RUN with the run of such a model"
         )
     texts = [tuple(parts) for parts in json.loads(Path(str(options.probe_texts)).read_text(encoding="utf-8"))]
-    return ProbeSet.from_texts(texts, _tokenizer(options, core, tokenizer), max_length=_longest(core))
+    reader, n_examples = _tokenizer(options, core, tokenizer), default_n_examples(describe_model(core))
+    return ProbeSet.from_texts(texts, reader, n_examples=n_examples, max_length=_longest(core))
 
 
 def _tokenizer(options: InjectedOptions, core: Any, own: Any) -> Any:

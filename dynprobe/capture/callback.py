@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dynprobe.capture.default_probe import TRAINING_DATA_NOTE, probe_set_from_trainer
+from dynprobe.capture.guard import sharded_parts, unwrapped
+from dynprobe.capture.live import LiveDrift, live_drift, log_to_trainer
 from dynprobe.capture.news import say
+from dynprobe.capture.ranks import Ranks
 from dynprobe.capture.recorder import Recorder
 from dynprobe.capture.settings import CaptureSettings
 from dynprobe.errors import CaptureError
@@ -54,6 +58,11 @@ class DynprobeCallback(TrainerCallback):
         resumes from a checkpoint always goes on with its run.
     on_snapshot
         Called with (step, path) after each snapshot.
+    live
+        Whether the drift of each snapshot goes to the trainer's log, and so to every dashboard that it reports to; see
+        :class:`~dynprobe.analysis.drift.Drift` for the names. What cannot be trusted yet is left out.
+    strict
+        Whether a fault of capture is raised and so ends the training, instead of switching capture off.
 
     Examples
     --------
@@ -69,6 +78,8 @@ class DynprobeCallback(TrainerCallback):
         facts: Mapping[str, Any] | None = None,
         existing: str = "refuse",
         on_snapshot: Callable[[int, Path], None] | None = None,
+        live: bool = False,
+        strict: bool = False,
     ) -> None:
         self.run_dir = Path(run_dir)
         self.probe_set = probe_set
@@ -76,6 +87,11 @@ class DynprobeCallback(TrainerCallback):
         self.facts = dict(facts or {})
         self.existing = existing
         self.on_snapshot = on_snapshot
+        self.live = live
+        self.strict = strict
+        self._drift: LiveDrift | None = None
+        self._begun_with: tuple[int, Path] | None = None
+        self._trainer: weakref.ref[Trainer] | None = None
         self._recorder: Recorder | None = None
         self._steps: frozenset[int] = frozenset()
 
@@ -89,34 +105,50 @@ class DynprobeCallback(TrainerCallback):
     ) -> None:
         """Make the run directory and take the snapshot of step 0 (or of the step that training resumes from)."""
         begun_again = self._begins_again(args)
-        self._stop()  # an interrupted training before this one told its callbacks nothing
-        if not state.is_world_process_zero:
+        self._stop(finished=False)  # an interrupted training before this one told its callbacks nothing
+        model = unwrapped(kwargs["model"])
+        if not state.is_world_process_zero and not sharded_parts(model):
             return
         trainer = _calling_trainer()
         if trainer is not None:
             _move_to_end(trainer, self)
-        probe = self.probe_set or _default_probe_set(trainer)
+            self._trainer = weakref.ref(trainer) if state.is_world_process_zero else None
+        with Ranks.of(model).together():
+            probe = self.probe_set or _default_probe_set(trainer)
         recorder = Recorder(
-            kwargs["model"],
+            model,
             probe,
             self.run_dir,
             settings=self.settings,
             max_steps=state.max_steps,
             facts={**_training_facts(args), **self.facts},
             existing="resume" if state.global_step > 0 else "replace" if begun_again else self.existing,
-            on_snapshot=self.on_snapshot,
+            on_snapshot=self._announced,
         )
+        self._begin(recorder, state)
+
+    def _begin(self, recorder: Recorder, state: TrainerState) -> None:
         recorder.__enter__()
         self._recorder, self._steps = recorder, frozenset(recorder.plan.steps)
-        if probe.origin.startswith("training data"):
+        if recorder.probe_set.origin.startswith("training data"):
             recorder.note(TRAINING_DATA_NOTE)
-        for note in recorder.notes:
+        for note in recorder.notes if state.is_world_process_zero else ():
             say(note, stacklevel=3)
         try:
             recorder.snapshot(state.global_step)
-        except BaseException:
+        except BaseException as error:
+            recorder.fault(str(error) or repr(error))
             self._stop()
             raise
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Log the drift from here on, now that every other callback has begun and can take what is logged."""
+        if self.live and self._drift is None and self._recorder is not None and self._trainer is not None:
+            self._drift = live_drift(self._log_drift)
+            if self._begun_with is not None:
+                self._drift(*self._begun_with)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Take the snapshot of a scheduled step, and of the last."""
@@ -164,6 +196,19 @@ class DynprobeCallback(TrainerCallback):
         """Whether the Trainer ran out of memory and starts the same training again with a smaller batch."""
         return self._recorder is not None and bool(args.auto_find_batch_size)
 
+    def _announced(self, step: int, path: Path) -> None:
+        if self.on_snapshot is not None:
+            self.on_snapshot(step, path)
+        if self._drift is not None:
+            self._drift(step, path)
+        else:
+            self._begun_with = step, path
+
+    def _log_drift(self, numbers: Mapping[str, float], step: int) -> None:
+        trainer = self._trainer() if self._trainer is not None else None
+        if trainer is not None:
+            log_to_trainer(trainer, numbers)
+
     def _last(self, state: TrainerState, control: TrainerControl) -> None:
         if control.should_training_stop:
             self._snapshot(state.global_step)
@@ -177,17 +222,23 @@ class DynprobeCallback(TrainerCallback):
             return
         try:
             action(self._recorder)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the training is worth more
-            recorder = self._recorder
-            self._stop()
-            detail = str(error) or traceback.format_exc(limit=-1)
-            say(f"capture is switched off, training goes on: {detail}", stacklevel=4)
-            _try_to_note(recorder, f"Capture was switched off by a fault: {detail}")
+        except Exception as error:  # whatever it is, the training is worth more
+            self._switch_off(str(error) or traceback.format_exc(limit=-1))
+            if self.strict:
+                raise
 
-    def _stop(self) -> None:
+    def _switch_off(self, reason: str) -> None:
+        is_noted = self._recorder is None or self._recorder.fault(reason)
+        self._stop()
+        if not self.strict:
+            unsaid = "" if is_noted else ". This could not be noted in the run, whose status is still `capturing`"
+            say(f"capture is switched off, training goes on: {reason}{unsaid}", stacklevel=5)
+
+    def _stop(self, *, finished: bool = True) -> None:
         if self._recorder is not None:
-            self._recorder.close()
+            self._recorder.close(finished=finished)
             self._recorder = None
+        self._drift = self._trainer = self._begun_with = None
 
 
 def attach(trainer: Trainer, run_dir: str | Path, **options: Any) -> DynprobeCallback:
@@ -235,10 +286,3 @@ def _note_missing_last(recorder: Recorder, step: int) -> None:
             f"The weights after the last step ({step}) were not captured: the best model had been reloaded before "
             "anything could know that training was over."
         )
-
-
-def _try_to_note(recorder: Recorder, sentence: str) -> None:
-    try:
-        recorder.note(sentence)
-    except OSError as error:
-        say(f"could not note it in {recorder.path}: {error}", stacklevel=5)

@@ -13,6 +13,9 @@ from dynprobe.capture.guard import random_state_kept, unwrapped
 from dynprobe.errors import ProbeSetError
 from dynprobe.probe_set import DEFAULT_MAX_LENGTH, DEFAULT_N_EXAMPLES, ProbeSet
 
+# A model of so many weights is measured on fewer examples: a pass costs more, and its snapshots have no room for more tokens.
+LARGE_MODEL = 10**9
+_N_EXAMPLES_OF_LARGE = 128
 # Choosing by content means reading every candidate; beyond so many, evenly spaced ones stand for all.
 MAX_CANDIDATES = 20_000
 TRAINING_DATA_NOTE = (
@@ -23,8 +26,13 @@ _LABEL_NAMES = ("labels", "label", "label_ids")
 _IGNORED = -100  # label of a token that has none
 
 
+def default_n_examples(architecture: Architecture) -> int:
+    """Number of probe examples when nothing is said: 512, or 128 for a model of a billion weights or more."""
+    return _N_EXAMPLES_OF_LARGE if architecture.n_parameters >= LARGE_MODEL else DEFAULT_N_EXAMPLES
+
+
 def probe_set_from_trainer(
-    trainer: Any, *, n_examples: int = DEFAULT_N_EXAMPLES, max_length: int = DEFAULT_MAX_LENGTH
+    trainer: Any, *, n_examples: int | None = None, max_length: int = DEFAULT_MAX_LENGTH
 ) -> ProbeSet:
     """Choose a probe set from a transformers Trainer's evaluation data, or from its training data where it has none.
 
@@ -33,7 +41,7 @@ def probe_set_from_trainer(
     trainer
         A transformers ``Trainer``. Its random state, data sets and loaders are left alone.
     n_examples, max_length
-        At most so many examples, truncated to so many tokens.
+        At most so many examples (by default as many as :func:`default_n_examples` says), truncated to so many tokens.
 
     Returns
     -------
@@ -66,7 +74,7 @@ def probe_set_from_trainer(
         texts=_texts(rows),
         labels=np.asarray(labels) if labels else None,
         label_names=_label_names(model, labels),
-        n_examples=n_examples,
+        n_examples=n_examples or default_n_examples(architecture),
         max_length=max_length,
     )
     return replace(probe, origin=origin)

@@ -43,9 +43,11 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     torch.nn.Module
         The same model.
     """
+    reshard(model)
     with ExitStack() as stack:
         stack.enter_context(random_state_kept())
         stack.enter_context(_module_state(model))
+        stack.enter_context(_resharded(model))
         stack.enter_context(_attention_implementations(model))
         stack.enter_context(torch.no_grad())
         for device in {"cpu", *(parameter.device.type for parameter in model.parameters())} - {"meta"}:
@@ -57,6 +59,23 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
         _without_patches(model)
         model.eval()
         yield model
+
+
+def sharded_kind() -> type | None:
+    """The class of the modules that torch's ``fully_shard`` has made; ``None`` where the process has not imported it."""
+    return getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+
+
+def sharded_parts(model: nn.Module) -> list[Any]:
+    """The modules of a model on which ``fully_shard`` was called, the outermost first."""
+    kind = sharded_kind()
+    return [] if kind is None else [module for module in model.modules() if isinstance(module, kind)]
+
+
+def reshard(model: nn.Module) -> None:
+    """Leave each process its own part of the weights: the outermost module otherwise keeps them whole after a forward pass."""
+    for part in sharded_parts(model):
+        part.reshard()
 
 
 def set_eager_attention(model: nn.Module) -> None:
@@ -112,6 +131,24 @@ def _module_state(model: nn.Module) -> Iterator[None]:
             if not torch.equal(buffer, value):
                 with torch.no_grad():
                     buffer.copy_(value)
+
+
+@contextmanager
+def _resharded(model: nn.Module) -> Iterator[None]:
+    """Weights sharded as before the pass, also when it broke off in the middle; inside :func:`_module_state`."""
+    parts, running = sharded_parts(model), []
+    if parts:  # what is registered here is removed with all that was added to the modules
+        model.register_forward_pre_hook(lambda *_: running.append(1))
+        model.register_forward_hook(lambda *_: running.clear())
+    try:
+        yield
+    finally:
+        if running and hasattr(parts[0], "reset_iter_state"):  # from torch 2.13 on
+            inner = {id(module) for part in parts for module in part.modules() if module is not part}
+            for part in parts:
+                if id(part) not in inner:
+                    part.reset_iter_state()
+        reshard(model)
 
 
 @contextmanager

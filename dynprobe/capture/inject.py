@@ -8,12 +8,13 @@ import json
 import os
 import signal
 import subprocess
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from dynprobe.errors import NothingCapturedError, UsageError
+from dynprobe.errors import CaptureError, NothingCapturedError, UsageError
 from dynprobe.storage.directory import is_run, list_steps
 from dynprobe.storage.layout import snapshot_path
 
@@ -47,6 +48,12 @@ class InjectedOptions:
         Arguments of :class:`~dynprobe.capture.settings.CaptureSettings`.
     existing
         ``"refuse"``, ``"resume"`` or ``"replace"``.
+    live
+        Whether the drift of each snapshot is logged while training goes on.
+    strict
+        Whether a fault of capture ends the program.
+    dry_run
+        Whether the program ends where its training would begin, after saying what a snapshot takes.
     """
 
     run_dir: str
@@ -57,6 +64,9 @@ class InjectedOptions:
     tokenizer: str | None = None
     model_attr: str | None = None
     max_steps: int | None = None
+    live: bool = False
+    strict: bool = False
+    dry_run: bool = False
 
 
 def run_with_capture(command: Sequence[str], options: InjectedOptions, status_file: Path) -> int:
@@ -82,6 +92,8 @@ def run_with_capture(command: Sequence[str], options: InjectedOptions, status_fi
         When the run directory holds a run, or the command cannot be started.
     NothingCapturedError
         When the command ended with 0 and no snapshot was taken, with the reason.
+    CaptureError
+        When the command ended with 0 although capture had a fault and was to be strict.
     """
     environment = {
         **os.environ,
@@ -96,9 +108,23 @@ def run_with_capture(command: Sequence[str], options: InjectedOptions, status_fi
         )
     before = _snapshots(Path(options.run_dir))
     code = _run(command, environment)
+    if options.dry_run and any(record.get("event") == "rehearsal" for record in _news(status_file)):
+        return code
     if code == 0 and _snapshots(Path(options.run_dir)) <= before:
         raise NothingCapturedError(_why_nothing(status_file, command))
+    faults = _faults(_news(status_file)) if options.strict else []
+    if code == 0 and faults:  # where the program could not be ended, such as while Python itself was ending
+        raise CaptureError(f"capture was strict and had a fault: {faults[-1]}")
     return code
+
+
+def give_up(error: Exception) -> NoReturn:
+    """End a program that is captured strictly, with the traceback of the fault and exit code 1.
+
+    By `SystemExit`, which goes through the walls that keep faults of capture away from the program, and through its own.
+    """
+    traceback.print_exception(error)
+    raise SystemExit(1) from error
 
 
 def _snapshots(run_dir: Path) -> set[tuple[int, int, int]]:
@@ -125,13 +151,22 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _why_nothing(status_file: Path, command: Sequence[str]) -> str:
+def _news(status_file: Path) -> list[dict[str, Any]]:
     lines = status_file.read_text(encoding="utf-8").splitlines() if status_file.is_file() else []
     records = []
     for line in lines:
         with contextlib.suppress(ValueError):  # half a line of a process that was killed
             records.append(json.loads(line))
-    faults = [record["reason"] for record in records if record.get("event") == "fault"]
+    return records
+
+
+def _faults(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [record["reason"] for record in records if record.get("event") == "fault"]
+
+
+def _why_nothing(status_file: Path, command: Sequence[str]) -> str:
+    records = _news(status_file)
+    faults = _faults(records)
     if faults:
         return f"nothing was captured: {faults[-1]}"
     if records:

@@ -6,12 +6,13 @@ models and optimizers: they are only looked at. What a transformers Trainer trai
 """
 
 import atexit
+import functools
 import json
 import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,14 +20,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dynprobe.capture.asked_probe import asked_probe_set
-from dynprobe.capture.guard import random_state_kept
-from dynprobe.capture.inject import OPTIONS, InjectedOptions
+from dynprobe.capture.guard import random_state_kept, unwrapped
+from dynprobe.capture.inject import OPTIONS, InjectedOptions, give_up
+from dynprobe.capture.live import live_drift, show_line
 from dynprobe.capture.loop import LoopTraining
 from dynprobe.capture.news import report, report_fault, run_names, say
 from dynprobe.capture.owners import is_trained, live_optimizers, trained_parameters, trained_transformer
+from dynprobe.capture.ranks import Ranks
 from dynprobe.capture.recorder import Recorder
+from dynprobe.capture.rehearsal import leave
 from dynprobe.capture.settings import CaptureSettings
 from dynprobe.errors import CaptureError
+from dynprobe.probe_set import ProbeSet
 from dynprobe.storage.directory import list_steps
 
 _TRAINER = "transformers.trainer"
@@ -83,15 +88,24 @@ class LoopCapture:
         """Called at the end of the process; a copy of the process, made by fork, has nothing to end."""
         if os.getpid() != self._process:
             return
+        if self._training is not None and self._training.recorder.ranks.shared and hasattr(sys, "last_value"):
+            self._release()  # the program crashed: the other processes are not at their end, and would not answer
         self.end_training()
         if self._waiting_for:
             report({"event": "fault", "reason": self._waiting_for})
+
+    def end_group(self) -> None:
+        """The program is about to part its processes, which measure a sharded model together or not at all."""
+        if os.getpid() == self._process and self._training is not None and self._training.recorder.ranks.shared:
+            self.end_training()
 
     def _meet(self, optimizer: Optimizer) -> None:
         """An optimizer steps that is not known yet: decide whether to follow it."""
         training = self._training
         ours = training is not None and is_trained(training.model, optimizer)
-        if _stepped_by_trainer() or _is_other_rank():
+        if _stepped_by_trainer() or (_is_other_rank() and not _holds_parts(optimizer)):
+            if self._options.dry_run and _is_other_rank():
+                leave(None)
             if ours:
                 self.end_training()
             self._pass_over(optimizer)
@@ -117,6 +131,10 @@ class LoopCapture:
         except Exception as error:  # noqa: BLE001 - whatever it is, the training is worth more
             self._pass_over(optimizer)
             report_fault(str(error) or repr(error), stacklevel=6)
+            if self._options.strict:
+                give_up(error)
+            if self._options.dry_run:
+                leave(None)
 
     def _wait(self, optimizer: Optimizer, model: nn.Module) -> None:
         """What this optimizer trains is not what will be captured."""
@@ -127,22 +145,19 @@ class LoopCapture:
         )
 
     def _begin(self, optimizer: Optimizer, model: nn.Module, others: list[Optimizer]) -> None:
-        with random_state_kept():
-            probe = asked_probe_set(self._options, model)
-        if probe is None:
-            raise CaptureError(
-                "a training loop without transformers' Trainer has no evaluation data that capture could use. Give texts and "
-                "the tokenizer of the model (--probe FILE --tokenizer NAME_OR_FOLDER), or the probe set of another run "
-                "(--probe RUN)"
-            )
         first = _steps_behind(optimizer)
         run_dir = run_names.next_after(self._options.run_dir)
         existing = "resume" if first else self._options.existing
-        if existing == "resume" and not first and list_steps(run_dir)[1:]:
+        ranks = Ranks.of(unwrapped(model))
+        with ranks.together():
+            probe = self._probe_set(model)
+            goes_on = ranks.decided(existing == "resume" and len(list_steps(run_dir)) > 1)
+        if goes_on and not first:
             raise CaptureError(
                 f"{run_dir}: to go on with a run, the program's optimizer must know how many steps it has behind it, as Adam "
                 f"does when its state is loaded; got {type(optimizer).__name__} at step 0. Give --force to replace the run"
             )
+        live = live_drift(lambda numbers, step: _show(recorder, numbers, step)) if self._options.live else None
         recorder = Recorder(
             model,
             probe,
@@ -151,19 +166,35 @@ class LoopCapture:
             max_steps=self._options.max_steps,
             facts=_facts(optimizer),
             existing=existing,
+            on_snapshot=live,
         )
+        if self._options.dry_run:
+            rehearsal = recorder.rehearse()
+            leave(rehearsal if ranks.writes else None)
         try:
             recorder.__enter__()
-            for note in recorder.notes:
+            for note in recorder.notes if ranks.writes else ():
                 say(note, stacklevel=7)
             training = LoopTraining(
                 recorder, model, first=first, settings=self._settings, on_death=self._optimizers_died
             )
-        except BaseException:
+        except BaseException as error:
+            recorder.fault(str(error) or repr(error))
             recorder.close()
             raise
         run_names.n_taken += 1
         self._follow(training, optimizer, others)
+
+    def _probe_set(self, model: nn.Module) -> ProbeSet:
+        with random_state_kept():
+            probe = asked_probe_set(self._options, model)
+        if probe is None:
+            raise CaptureError(
+                "a training loop without transformers' Trainer has no evaluation data that capture could use. Give texts and "
+                "the tokenizer of the model (--probe FILE --tokenizer NAME_OR_FOLDER), or the probe set of another run "
+                "(--probe RUN)"
+            )
+        return probe
 
     def _follow(self, training: LoopTraining, optimizer: Optimizer, others: list[Optimizer]) -> None:
         training.join(optimizer)
@@ -179,6 +210,8 @@ class LoopCapture:
         """The last snapshot at once, unless this comes in the middle of one, or from another thread than the training's."""
         if training is not self._training or os.getpid() != self._process:
             return
+        if training.recorder.ranks.shared:
+            return  # garbage is not collected in step: these processes meet again at the end
         self._over = True
         if not self._busy and threading.get_ident() == self._thread:
             self.end_training()
@@ -191,23 +224,25 @@ class LoopCapture:
         except Exception as error:  # noqa: BLE001 - whatever it is, the training is worth more
             detail = str(error) or repr(error)
             report({"event": "fault", "reason": detail})
-            say(f"capture is switched off, training goes on: {detail}", stacklevel=5)
-            self._switch_off(detail)
+            is_noted = self._switch_off(detail)
+            if self._options.strict:
+                give_up(error)
+            unsaid = "" if is_noted else ". This could not be noted in the run, whose status is still `capturing`"
+            say(f"capture is switched off, training goes on: {detail}{unsaid}", stacklevel=5)
         finally:
             self._busy = nested
 
-    def _switch_off(self, detail: str) -> None:
+    def _switch_off(self, detail: str) -> bool:
+        """Let go of the training; false when the reason could not be written into the run."""
         training = self._training
         if training is None:
-            return
+            return True
         for optimizer in live_optimizers():
             if training.knows(optimizer):
                 self._pass_over(optimizer)
-        try:
-            training.recorder.note(f"Capture was switched off by a fault: {detail}")
-        except OSError as error:
-            say(f"could not note it in {training.recorder.path}: {error}", stacklevel=6)
+        is_noted = training.recorder.fault(detail)
         self._release()
+        return is_noted
 
     def _release(self) -> None:
         if self._training is not None:
@@ -232,6 +267,8 @@ def before_step(optimizer: Optimizer) -> None:
         _captures.append(LoopCapture(InjectedOptions(**json.loads(os.environ[OPTIONS]))))
         # Only now, when all that capture needs is imported: what is registered last is called first.
         atexit.register(_captures[0].end_program)
+        if torch.distributed.is_available():
+            _ended_before_the_group(_captures[0].end_group)
     _captures[0].before_step(optimizer)
 
 
@@ -253,6 +290,23 @@ def _stepped_by_trainer() -> bool:
     return False
 
 
+def _holds_parts(optimizer: Optimizer) -> bool:
+    """Whether an optimizer trains sharded weights, which all processes hold parts of."""
+    return any(hasattr(parameter, "device_mesh") for group in optimizer.param_groups for parameter in group["params"])
+
+
+def _ended_before_the_group(end: Callable[[], None]) -> None:
+    """Have something done before the processes of this training part."""
+    original = torch.distributed.destroy_process_group
+
+    @functools.wraps(original)
+    def destroy_process_group(*args: Any, **kwargs: Any) -> None:
+        end()
+        original(*args, **kwargs)
+
+    torch.distributed.destroy_process_group = destroy_process_group
+
+
 def _is_other_rank() -> bool:
     distributed = torch.distributed
     return distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0
@@ -262,6 +316,11 @@ def _steps_behind(optimizer: Optimizer) -> int:
     """Number of steps that an optimizer knows it has taken, in this process or before; 0 for one that does not count."""
     counts = [int(state["step"]) for state in optimizer.state.values() if "step" in state]
     return max(counts, default=0)
+
+
+def _show(recorder: Recorder, numbers: Mapping[str, float], step: int) -> None:
+    show_line(numbers, step)
+    recorder.log({"step": step, **numbers})
 
 
 def _facts(optimizer: Optimizer) -> dict[str, Any]:

@@ -7,12 +7,79 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dynprobe.capture.guard import reshard
 from dynprobe.capture.recorder import Recorder
 from dynprobe.capture.schedule import Schedule
 from dynprobe.capture.settings import CaptureSettings, show_bytes
+from dynprobe.capture.weights import own_part
 from dynprobe.storage.layout import snapshot_path
 
 _N_WITNESSES, _WITNESS_LENGTH = 6, 8
+# Seconds to wait at the end of a program for the other processes of a sharded training.
+_PATIENCE = 60.0
+
+
+class Due:
+    """Takes the snapshots of a training, of known length or not, as its schedule and its budget say.
+
+    Parameters
+    ----------
+    recorder
+        Already entered. The snapshot of step `first` is taken at once.
+    settings
+        When snapshots are taken, and the bytes they may take.
+    first
+        Steps that the training had behind it when capture began; 0, unless it was resumed.
+
+    Attributes
+    ----------
+    taken
+        Step of the last snapshot.
+    """
+
+    def __init__(self, recorder: Recorder, settings: CaptureSettings, *, first: int) -> None:
+        self._recorder = recorder
+        self._settings = settings
+        self._schedule = Schedule.parse(settings.schedule)
+        self._planned = recorder.plan.steps
+        self._next = self._step_after(first)
+        recorder.snapshot(first)
+        self.taken = first
+        written = recorder.steps if recorder.ranks.writes else ()
+        self._sizes = [snapshot_path(recorder.path, step).stat().st_size for step in written]
+
+    def take(self, step: int) -> None:
+        """Take the snapshot of a step."""
+        path = self._recorder.snapshot(step)
+        self.taken = step
+        if self._recorder.ranks.writes:
+            self._sizes.append(path.stat().st_size)
+
+    def take_if_due(self, step: int) -> None:
+        """Take the snapshot of a step where the schedule has one there, or has had one since the last."""
+        if self._next is not None and step >= self._next:
+            self.take(step)
+            self._next = self._step_after(step)
+            self._keep_budget(step)
+
+    def _step_after(self, step: int) -> int | None:
+        if self._planned:
+            return min((planned for planned in self._planned if planned > step), default=None)
+        return self._schedule.step_after(step)
+
+    def _keep_budget(self, step: int) -> None:
+        """Of a training of unknown length, after the next snapshot the last one must still fit."""
+        if self._planned or self._next is None:
+            return
+        expected = sum(self._sizes) + 2 * max(self._sizes, default=0)
+        with self._recorder.ranks.together():
+            used_up = self._recorder.ranks.decided(expected > self._settings.budget)
+        if used_up:
+            self._next = None
+            self._recorder.note(
+                f"The budget of {show_bytes(self._settings.budget)} was reached at step {step}: of the steps after it "
+                "only the last is kept. Capture with --max-steps shares the budget among all steps."
+            )
 
 
 class LoopTraining:
@@ -54,13 +121,7 @@ class LoopTraining:
         self.recorder = recorder
         self.model = model
         self.step = first
-        self._taken = first
-        self._settings = settings
-        self._schedule = Schedule.parse(settings.schedule)
-        self._planned = recorder.plan.steps
-        self._next = self._step_after(first)
-        recorder.snapshot(first)
-        self._sizes = [snapshot_path(recorder.path, step).stat().st_size for step in recorder.steps]
+        self._due = Due(recorder, settings, first=first)
         self._on_death = on_death
         self._optimizers: dict[int, weakref.ref[Optimizer]] = {}
         self._in_step: set[int] = set()
@@ -92,7 +153,7 @@ class LoopTraining:
         """An optimizer that has joined is about to step."""
         if id(optimizer) in self._stepped:
             self._stepped.clear()
-            self._take_if_due()
+            self._due.take_if_due(self.step)
         self._in_step.add(id(optimizer))
 
     def after(self, optimizer: Optimizer) -> None:
@@ -105,49 +166,29 @@ class LoopTraining:
         self._stepped.add(id(optimizer))
         self._weights = _Weights(self._parameters)
         if self._stepped >= self._optimizers.keys():
-            self._take_if_due()
+            self._due.take_if_due(self.step)
 
     def end(self) -> None:
         """Take the snapshot of the last step, if the weights are still those that it left."""
-        if self.step == self._taken:
+        if self.step == self._due.taken:
             return
-        if self._in_step or self._weights != _Weights(list(self.model.parameters())):
+        ranks = self.recorder.ranks
+        ranks.wait_for_others(_PATIENCE)
+        reshard(self.model)
+        with ranks.together():
+            changed = ranks.any(bool(self._in_step) or self._weights != _Weights(list(self.model.parameters())))
+        if changed:
             self.recorder.note(
                 f"The weights after the last step ({self.step}) were not captured: the program changed them afterwards, "
                 "before anything could know that training was over."
             )
             return
-        self._take()
+        self._due.take(self.step)
 
     def close(self) -> None:
         """Release the run directory, and forget the optimizers: their references would keep this object, and the model."""
         self._optimizers.clear()
         self.recorder.close()
-
-    def _take_if_due(self) -> None:
-        if self._next is not None and self.step >= self._next:
-            self._take()
-            self._next = self._step_after(self.step)
-            self._keep_budget()
-
-    def _take(self) -> None:
-        self._sizes.append(self.recorder.snapshot(self.step).stat().st_size)
-        self._taken = self.step
-
-    def _step_after(self, step: int) -> int | None:
-        if self._planned:
-            return min((planned for planned in self._planned if planned > step), default=None)
-        return self._schedule.step_after(step)
-
-    def _keep_budget(self) -> None:
-        """Of a training of unknown length, after the next snapshot the last one must still fit."""
-        expected = sum(self._sizes) + 2 * max(self._sizes)
-        if not self._planned and self._next is not None and expected > self._settings.budget:
-            self._next = None
-            self.recorder.note(
-                f"The budget of {show_bytes(self._settings.budget)} was reached at step {self.step}: of the steps after it "
-                "only the last is kept. Capture with --max-steps shares the budget among all steps."
-            )
 
 
 class _Weights:
@@ -166,14 +207,15 @@ class _Weights:
             isinstance(other, _Weights)
             and self._versions == other._versions
             and len(self._values) == len(other._values)
-            and all(torch.equal(mine, theirs) for mine, theirs in zip(self._values, other._values, strict=True))
+            # Where they lie does not matter: a program may take a trained model off its GPU.
+            and all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(self._values, other._values, strict=True))
         )
 
     __hash__ = None  # type: ignore[assignment]
 
 
 def _first_values(parameter: Tensor) -> Tensor:
-    row = parameter.detach()
+    row = own_part(parameter)
     while row.ndim > 1:
         row = row[0]
     return row.reshape(-1)[:_WITNESS_LENGTH].clone()

@@ -1,7 +1,8 @@
 """One forward pass over a batch of the probe set: hidden states, attention probabilities and outputs, checked."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from dynprobe.capture.architecture import Architecture, Stack
+from dynprobe.capture.taps import NO_TAPS, Key, Take, Taps, Watch, taken_off
 from dynprobe.errors import CaptureError
 from dynprobe.probe_set import ProbeSet
 
 # Rows of attention must sum to 1 within what the dtype of the model can say.
 _ROW_SUM_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+# So many tokens are read to see how a model is built.
+_FEW = 8
 
 
 @dataclass(frozen=True)
@@ -46,16 +50,16 @@ class Measurement:
         The batch.
     hidden_states
         Stack name to one tensor (n_examples, n_positions, d_model) per layer, layer 0 first.
-    attentions
-        (stack, kind) to one tensor (n_examples, n_heads, n_query, n_key) per block, kind ``"self"`` or ``"cross"``.
     raw
         The model's own output object.
+    vectors
+        ``"pooler_output"`` and ``"classifier_input"``, (n_examples, width) each, where the model has them.
     """
 
     batch: Batch
     hidden_states: Mapping[str, tuple[Tensor, ...]]
-    attentions: Mapping[tuple[str, str], tuple[Tensor, ...]]
     raw: Mapping[str, Any]
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def batches(probe: ProbeSet, architecture: Architecture, device: torch.device) -> Iterator[Batch]:
@@ -72,7 +76,9 @@ def batches(probe: ProbeSet, architecture: Architecture, device: torch.device) -
         yield Batch(start, stop, {name: _on_device(probe, name, start, stop, real, device) for name in names}, real)
 
 
-def measure(model: nn.Module, batch: Batch, architecture: Architecture, *, attentions: bool) -> Measurement:
+def measure(
+    model: nn.Module, batch: Batch, architecture: Architecture, *, take: Take | None = None, taps: Taps = NO_TAPS
+) -> Measurement:
     """Run the model on a batch.
 
     Parameters
@@ -83,32 +89,113 @@ def measure(model: nn.Module, batch: Batch, architecture: Architecture, *, atten
         What to run it on.
     architecture
         Its architecture.
-    attentions
-        Whether to keep attention probabilities.
+    take
+        Called with (stack, kind), block and attention probabilities (n_examples, n_heads, n_query, n_key), block after block,
+        kind ``"self"`` or ``"cross"``. Without it the model is not asked for attention.
+    taps
+        Where the model makes its attention: it is then taken off during the pass, and only that of one block is in memory.
 
     Raises
     ------
     CaptureError
         When the model returns another number of layers than it has, or attention that is no probability.
     """
-    asked: dict[str, Any] = {"output_hidden_states": True, "output_attentions": attentions, "return_dict": True}
+    asked: dict[str, Any] = {
+        "output_hidden_states": True, "output_attentions": take is not None, "return_dict": True,
+    }  # fmt: skip
     if "use_cache" in architecture.forward_names:
         asked["use_cache"] = False
-    output = model(**batch.inputs, **asked)
+
+    taken: list[Key] = []
+
+    def checked(key: Key, layer: int, attention: Tensor) -> None:
+        _check_probabilities(batch, key, layer, attention, architecture)
+        taken.append(key)
+        if take is not None:
+            take(key, layer, attention)
+
+    with taken_off(model, taps if take is not None else NO_TAPS, checked), _vectors_of(model, taps) as vectors:
+        output = model(**batch.inputs, **asked)
     if not hasattr(output, "keys"):
         raise CaptureError(f"the model must return a transformers output object; got {type(output).__name__}")
-    hidden_states, kept = {}, {}
+    hidden_states = {
+        stack.name: _complete(output, f"{_prefix(stack)}hidden_states", stack, extra=1) for stack in architecture.stacks
+    }
+    if take is not None:
+        for key, layers in attentions_of(output, architecture).items():
+            if not taps.attention:
+                for layer, attention in enumerate(layers, start=1):
+                    checked(key, layer, attention)
+            elif taken.count(key) != len(layers):
+                raise CaptureError(
+                    f"the model must make attention of {len(layers)} blocks, as when it was looked at; got "
+                    f"{taken.count(key)}. Capture it with attention='none'"
+                )
+    return Measurement(batch, hidden_states, output, vectors)
+
+
+def attentions_of(output: Mapping[str, Any], architecture: Architecture) -> dict[Key, tuple[Tensor, ...]]:
+    """The attention that a model returned: (stack, kind) to one tensor per block.
+
+    Raises
+    ------
+    CaptureError
+        When it returned another number of tensors than it has blocks.
+    """
+    kept = {}
     for stack in architecture.stacks:
-        prefix = "" if stack.name == "model" else f"{stack.name}_"
-        hidden_states[stack.name] = _complete(output, f"{prefix}hidden_states", stack, extra=1)
-        if attentions:
-            kept[stack.name, "self"] = _complete(output, f"{prefix}attentions", stack, extra=0)
-            if stack.name == "decoder":
-                kept[stack.name, "cross"] = _complete(output, "cross_attentions", stack, extra=0)
-    measurement = Measurement(batch, hidden_states, kept, output)
-    for key, layers in kept.items():
-        _check_probabilities(measurement, key, layers, architecture)
-    return measurement
+        kept[stack.name, "self"] = _complete(output, f"{_prefix(stack)}attentions", stack, extra=0)
+        if stack.name == "decoder":
+            kept[stack.name, "cross"] = _complete(output, "cross_attentions", stack, extra=0)
+    return kept
+
+
+def find_taps(model: nn.Module, probe: ProbeSet, architecture: Architecture, *, attention: bool) -> Taps:
+    """Watch the model read a few tokens: where attention, the classifier's input and the pooled vector are made.
+
+    Parameters
+    ----------
+    model
+        Guarded by :func:`dynprobe.capture.guard.undisturbed`; for attention, with eager attention.
+    probe
+        The probe set, of which the last tokens of the first example are used.
+    architecture
+        The model's architecture.
+    attention
+        Whether attention will be asked for.
+
+    Returns
+    -------
+    Taps
+        With attention only where every block's is made by a module that nobody needs it from: with it taken away, the model
+        returns the same hidden states.
+    """
+    batch = _few_tokens(next(batches(replace(probe, batch_size=1), architecture, next(model.parameters()).device)))
+    seen: dict[tuple[Key, int], Tensor] = {}
+    take: Take | None = (lambda key, layer, tensor: seen.update({(key, layer): tensor})) if attention else None
+    try:
+        with Watch(model) as watch:
+            whole = measure(model, batch, architecture, take=take)
+    except CaptureError:
+        return NO_TAPS  # the snapshot will say what is wrong
+    modules = dict(model.named_modules())
+    made_by = watch.returned_alone(whole.raw.get("logits"))
+    linear = made_by is not None and getattr(modules[made_by.module], "weight", None) is not None
+    taps = Taps(
+        classifier=made_by.module if made_by is not None and linear else None,
+        pooler=next((name for name in modules if name.split(".")[-1] == "pooler"), None),
+    )
+    sources = {watch.returned_in_tuple(tensor): key for key, tensor in seen.items()}
+    if not seen or len(sources) < len(seen) or None in sources:
+        return taps
+    diverted = replace(taps, attention={source: key for source, key in sources.items() if source is not None})
+    again = measure(model, batch, architecture, take=lambda *_: None, taps=diverted)
+    same = all(
+        torch.equal(one, other)
+        for stack, layers in whole.hidden_states.items()
+        for one, other in zip(layers, again.hidden_states[stack], strict=True)
+    )
+    return diverted if same else taps
 
 
 def with_positions(model: nn.Module, probe: ProbeSet, architecture: Architecture) -> ProbeSet:
@@ -138,7 +225,7 @@ def with_positions(model: nn.Module, probe: ProbeSet, architecture: Architecture
             "`decoder_input_ids`, any other model `input_ids` alone"
         )
     first = next(batches(replace(probe, batch_size=1), architecture, next(model.parameters()).device))
-    hidden_states = measure(model, first, architecture, attentions=False).hidden_states
+    hidden_states = measure(model, first, architecture).hidden_states
     shapes = {stack: (probe.n_examples, hidden_states[stack][0].shape[1]) for stack in missing}
     return replace(
         probe,
@@ -147,15 +234,14 @@ def with_positions(model: nn.Module, probe: ProbeSet, architecture: Architecture
     )
 
 
-def real_blocks(measurement: Measurement, key: tuple[str, str], layer: int) -> Iterator[Tensor]:
+def real_blocks(batch: Batch, key: Key, attention: Tensor) -> Iterator[Tensor]:
     """Attention of one block among real tokens: one (n_heads, n_query, n_key) tensor per example of the batch.
 
     Virtual tokens (prompt and prefix tuning) precede the others; they stay as keys and are left out as queries.
     """
     stack, kind = key
-    attention = measurement.attentions[key][layer - 1]
-    query_real = measurement.batch.real[stack]
-    key_real = measurement.batch.real["encoder" if kind == "cross" else stack]
+    query_real = batch.real[stack]
+    key_real = batch.real["encoder" if kind == "cross" else stack]
     n_virtual = attention.shape[-1] - key_real.shape[1]
     for example in range(len(query_real)):
         queries = np.flatnonzero(query_real[example]) + attention.shape[-2] - query_real.shape[1]
@@ -198,23 +284,65 @@ def _complete(output: Mapping[str, Any], name: str, stack: Stack, *, extra: int)
     return layers
 
 
-def _check_probabilities(
-    measurement: Measurement, key: tuple[str, str], layers: tuple[Tensor, ...], architecture: Architecture
-) -> None:
+def _check_probabilities(batch: Batch, key: Key, layer: int, attention: Tensor, architecture: Architecture) -> None:
     stack, kind = key
-    n_query = measurement.batch.real[stack].shape[1]
-    n_key = measurement.batch.real["encoder" if kind == "cross" else stack].shape[1]
-    queries = torch.as_tensor(measurement.batch.real[stack])
-    for number, layer in enumerate(layers, start=1):
-        if layer.ndim != 4 or layer.shape[-1] < n_key or layer.shape[-2] < n_query:
-            raise CaptureError(
-                f"{kind} attention of block {number} must be (examples, heads, {n_query}, {n_key}); got "
-                f"{tuple(layer.shape)} from {architecture.model_class}. Capture it with attention='none'"
-            )
-        sums = layer[:, :, -n_query:].sum(dim=-1, dtype=torch.float32).transpose(1, 2)[queries.to(layer.device)]
-        worst = float((sums - 1).abs().max())
-        if not worst <= _ROW_SUM_TOLERANCE.get(layer.dtype, 1e-4):
-            raise CaptureError(
-                f"{kind} attention of block {number} must be probabilities: rows that sum to 1; got a row that sums to "
-                f"1 ± {worst:.3g} from {architecture.model_class}. Capture it with attention='none'"
-            )
+    n_query = batch.real[stack].shape[1]
+    n_key = batch.real["encoder" if kind == "cross" else stack].shape[1]
+    if attention.ndim != 4 or attention.shape[-1] < n_key or attention.shape[-2] < n_query:
+        raise CaptureError(
+            f"{kind} attention of block {layer} must be (examples, heads, {n_query}, {n_key}); got "
+            f"{tuple(attention.shape)} from {architecture.model_class}. Capture it with attention='none'"
+        )
+    queries = torch.as_tensor(batch.real[stack], device=attention.device)
+    sums = attention[:, :, -n_query:].sum(dim=-1, dtype=torch.float32).transpose(1, 2)[queries]
+    worst = float((sums - 1).abs().max())
+    if not worst <= _ROW_SUM_TOLERANCE.get(attention.dtype, 1e-4):
+        raise CaptureError(
+            f"{kind} attention of block {layer} must be probabilities: rows that sum to 1; got a row that sums to "
+            f"1 ± {worst:.3g} from {architecture.model_class}. Capture it with attention='none'"
+        )
+
+
+@contextmanager
+def _vectors_of(model: nn.Module, taps: Taps) -> Iterator[dict[str, Tensor]]:
+    """One vector per example on its way through the head: what the pooler returns and what the classifier is given."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, value: Any) -> None:
+        if isinstance(value, Tensor) and value.ndim == 2:
+            found[name] = value
+
+    modules = dict(model.named_modules()) if taps.pooler or taps.classifier else {}
+    handles = []
+    if taps.pooler:
+        handles.append(modules[taps.pooler].register_forward_hook(lambda _m, _a, out: keep("pooler_output", out)))
+    if taps.classifier:
+        give = modules[taps.classifier].register_forward_pre_hook
+        handles.append(give(lambda _m, args: keep("classifier_input", args[0] if args else None)))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _few_tokens(batch: Batch) -> Batch:
+    """The last real positions of a batch of one example, which is all that is needed to see how the model is built."""
+    if "input_ids" not in batch.inputs:
+        return batch  # an image cannot be cut
+    ends = {stack: int(np.flatnonzero(real[0])[-1]) + 1 for stack, real in batch.real.items()}
+    lengths = {stack: real.shape[1] for stack, real in batch.real.items()}
+
+    def cut(name: str, value: Any) -> Any:
+        stack = "decoder" if name.startswith("decoder_") else next(iter(lengths), None)
+        if stack is None or value.ndim < 2 or value.shape[1] != lengths[stack]:
+            return value
+        return value[:, max(0, ends[stack] - _FEW) : ends[stack]]
+
+    inputs = {name: cut(name, value) for name, value in batch.inputs.items()}
+    real = {stack: mask[:, max(0, ends[stack] - _FEW) : ends[stack]] for stack, mask in batch.real.items()}
+    return replace(batch, inputs=inputs, real=real)
+
+
+def _prefix(stack: Stack) -> str:
+    return "" if stack.name == "model" else f"{stack.name}_"

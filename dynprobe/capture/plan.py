@@ -7,7 +7,8 @@ import numpy as np
 
 from dynprobe.capture.architecture import Architecture, Stack, require_token_attention
 from dynprobe.capture.schedule import Schedule
-from dynprobe.capture.settings import CaptureSettings, show_bytes
+from dynprobe.capture.settings import CaptureSettings, parse_layers, show_bytes
+from dynprobe.errors import UsageError
 from dynprobe.probe_set import ProbeSet
 
 DEFAULT_N_TOKENS = 8192
@@ -31,6 +32,10 @@ class Plan:
         Attention is kept of the first so many examples.
     attention_dtype
         How it is stored: ``"float16"`` or ``"float32"``.
+    attention_layers
+        Stack name to the blocks whose attention is kept.
+    attention_rows, cross_attention, value_norms
+        As in :class:`~dynprobe.capture.settings.CaptureSettings`.
     bytes_per_snapshot
         Expected size of one snapshot file.
     notes
@@ -44,17 +49,21 @@ class Plan:
     bytes_per_snapshot: int
     notes: tuple[str, ...] = field(default=())
     attention_dtype: str = "float16"
+    attention_layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    attention_rows: str = "all"
+    cross_attention: bool = True
+    value_norms: bool = False
 
 
 @dataclass(frozen=True)
 class _Amounts:
-    """The quantities that a budget may reduce, and the bytes of an attention probability, which it may not."""
+    """The quantities that a budget may reduce, and what was asked for, which it may not."""
 
     n_attention_examples: int
     n_snapshots: int
     n_tokens: int
     layer_stride: int
-    attention_bytes: int
+    asked: CaptureSettings
 
 
 def make_plan(
@@ -92,11 +101,15 @@ def make_plan(
     return Plan(
         steps=steps,
         rows={stack.name: sample_tokens(probe, stack.name, amounts.n_tokens) for stack in architecture.stacks},
-        layers={stack.name: _kept_layers(stack, amounts.layer_stride) for stack in architecture.stacks},
+        layers={stack.name: _kept_layers(stack, amounts) for stack in architecture.stacks},
         n_attention_examples=amounts.n_attention_examples,
         bytes_per_snapshot=per_snapshot,
         notes=notes,
         attention_dtype=settings.attention_dtype,
+        attention_layers={stack.name: _kept_blocks(stack, settings) for stack in architecture.stacks},
+        attention_rows=settings.attention_rows,
+        cross_attention=settings.cross_attention,
+        value_norms=settings.value_norms,
     )
 
 
@@ -135,7 +148,7 @@ def _wanted(architecture: Architecture, probe: ProbeSet, settings: CaptureSettin
         n_snapshots=n_snapshots,
         n_tokens=min(n_real, _chosen(settings.hidden, tokens)),
         layer_stride=1,
-        attention_bytes=_SINGLE if settings.attention_dtype == "float32" else _HALF,
+        asked=settings,
     )
 
 
@@ -149,15 +162,19 @@ def _reduced(
     """Halve one quantity after the other, the least missed first, until the run fits its budget."""
     d_model = max(stack.d_model for stack in architecture.stacks)
     depth = max(stack.n_layers for stack in architecture.stacks)
-    concessions = []
-    if settings.attention == "sample":
-        concessions += [("n_attention_examples", 16)]
-    if may_thin_steps:
-        concessions += [("n_snapshots", 5)]
-    if settings.hidden == "sample":
-        concessions += [("n_tokens", max(1024, 2 * d_model)), ("layer_stride", depth), ("n_tokens", 256)]
-    if settings.attention == "sample":
-        concessions += [("n_attention_examples", 4)]
+    attention, tokens = settings.attention == "sample", settings.hidden == "sample"
+    thin = tokens and settings.layers == "all"
+    ladder = [
+        ("n_attention_examples", 16, attention),
+        ("n_snapshots", 5, may_thin_steps),
+        ("n_tokens", max(1024, 2 * d_model), tokens),
+        ("n_attention_examples", 4, attention),
+        ("n_tokens", 512, tokens),
+        ("layer_stride", min(4, depth), thin),
+        ("n_tokens", 256, tokens),
+        ("layer_stride", depth, thin),
+    ]
+    concessions = [(name, limit) for name, limit, allowed in ladder if allowed]
     amounts = wanted
     for name, limit in concessions:
         while amounts.n_snapshots * _bytes(architecture, probe, amounts) > settings.budget:
@@ -170,20 +187,21 @@ def _reduced(
 
 
 def _bytes(architecture: Architecture, probe: ProbeSet, amounts: _Amounts) -> int:
+    asked = amounts.asked
+    size = _SINGLE if asked.attention_dtype == "float32" else _HALF
     total = 0
     for stack in architecture.stacks:
         lengths = _lengths(probe, stack.name)
         n_kept = min(amounts.n_tokens, int(lengths.sum()))
-        total += (_HALF * stack.d_model * len(_kept_layers(stack, amounts.layer_stride)) + 2 * _SINGLE) * n_kept
+        total += (_HALF * stack.d_model * len(_kept_layers(stack, amounts)) + 2 * _SINGLE) * n_kept
         total += _HALF * stack.d_model * probe.n_examples * len(stack.pooled) * (stack.n_layers + 1)
-        squares = (lengths[: amounts.n_attention_examples] ** 2).sum()
-        total += int(amounts.attention_bytes * stack.n_heads * stack.n_layers * squares)
-    if len(architecture.stacks) == 2:
-        encoder, decoder = (
-            _lengths(probe, stack.name)[: amounts.n_attention_examples] for stack in architecture.stacks
-        )
-        n_maps = architecture.stacks[1].n_heads * architecture.stacks[1].n_layers
-        total += int(amounts.attention_bytes * n_maps * (encoder * decoder).sum())
+        attending = lengths[: amounts.n_attention_examples]
+        n_maps = stack.n_heads * len(_kept_blocks(stack, asked))
+        total += int(size * n_maps * (attending if asked.attention_rows == "cls" else attending**2).sum())
+        total += int(_HALF * n_maps * attending.sum()) if asked.value_norms else 0
+        if stack.name == "decoder" and asked.cross_attention:
+            of_encoder = _lengths(probe, "encoder")[: amounts.n_attention_examples]
+            total += int(size * n_maps * (of_encoder * attending).sum())
     return total + _bytes_of_outputs(architecture, probe)
 
 
@@ -191,16 +209,33 @@ def _bytes_of_outputs(architecture: Architecture, probe: ProbeSet) -> int:
     """At most so much is said: classes of each example, or likelihoods, ends or classes of each token."""
     per_token = architecture.n_labels if "TokenClassification" in architecture.model_class else 2
     n_tokens = int(_lengths(probe, architecture.stacks[-1].name).sum())
-    return _SINGLE * (probe.n_examples * (architecture.n_labels + 2) + n_tokens * per_token)
+    vectors = _HALF * 2 * architecture.stacks[-1].d_model  # pooler output and classifier input
+    return probe.n_examples * (_SINGLE * (architecture.n_labels + 2) + vectors) + _SINGLE * n_tokens * per_token
 
 
 def _lengths(probe: ProbeSet, stack: str) -> np.ndarray:
     return np.asarray(probe.real[stack].sum(axis=1), dtype=np.int64)
 
 
-def _kept_layers(stack: Stack, stride: int) -> tuple[int, ...]:
-    """Every `stride`-th layer counted from the last, and always layer 0."""
-    return tuple(sorted({0, *range(stack.n_layers, -1, -stride)}))
+def _kept_layers(stack: Stack, amounts: _Amounts) -> tuple[int, ...]:
+    """The layers that were asked for; of all, every `layer_stride`-th counted from the last, and always layer 0."""
+    asked = _asked_layers(stack, amounts.asked)
+    return tuple(sorted({0, *range(stack.n_layers, -1, -amounts.layer_stride)})) if asked is None else asked
+
+
+def _kept_blocks(stack: Stack, settings: CaptureSettings) -> tuple[int, ...]:
+    asked = _asked_layers(stack, settings)
+    return tuple(range(1, stack.n_layers + 1)) if asked is None else tuple(layer for layer in asked if layer > 0)
+
+
+def _asked_layers(stack: Stack, settings: CaptureSettings) -> tuple[int, ...] | None:
+    numbers = parse_layers(settings.layers)
+    if numbers is None:
+        return None
+    last = stack.n_layers
+    if outside := [number for number in numbers if not -last - 1 <= number <= last]:
+        raise UsageError(f"`layers` must lie in 0..{last} (0 = embeddings), or -{last + 1}..-1 from the end; got {outside}")
+    return tuple(sorted({number % (last + 1) for number in numbers}))
 
 
 def _notes(wanted: _Amounts, got: _Amounts, budget: int, total: int) -> tuple[str, ...]:

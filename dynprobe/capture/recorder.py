@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,36 +15,52 @@ import transformers
 from torch import nn
 
 from dynprobe.capture.architecture import Architecture, describe_model
-from dynprobe.capture.guard import attention_implementation, undisturbed, unwrapped
-from dynprobe.capture.measure import with_positions
+from dynprobe.capture.guard import attention_implementation, reshard, set_eager_attention, undisturbed, unwrapped
+from dynprobe.capture.measure import find_taps, with_positions
 from dynprobe.capture.plan import Plan, make_plan
+from dynprobe.capture.ranks import NoFile, Ranks
+from dynprobe.capture.rehearsal import Rehearsal
 from dynprobe.capture.settings import CaptureSettings, show_bytes
 from dynprobe.capture.snapshot_writer import SnapshotJob, parameter_arrays, write_snapshot
+from dynprobe.capture.taps import NO_TAPS, Taps
 from dynprobe.capture.weights import StartingWeights
-from dynprobe.errors import CaptureError, IncompatibleRunsError, UsageError
+from dynprobe.errors import CaptureError, IncompatibleRunsError, RunFormatError, UsageError
 from dynprobe.probe_set import ProbeSet
+from dynprobe.storage.claim import Claim, claim
 from dynprobe.storage.directory import (
     append_scalars,
-    claim,
     free_bytes,
     list_steps,
     prepare,
     read_manifest,
     write_manifest,
+    write_status,
 )
 from dynprobe.storage.layout import probe_path, snapshot_path
 from dynprobe.storage.probe_file import read_probe_set, write_probe_set
 
 EXISTING = ("refuse", "resume", "replace")
+# What a run holds that does not say it.
+_BEFORE_IT_COULD_BE_CHOSEN = {
+    "attention_dtype": "float16",
+    "attention_rows": "all",
+    "cross_attention": True,
+    "value_norms": False,
+}
 
 
 class Recorder:
     """Takes snapshots of a model in training into a run directory; the training run does not notice.
 
+    In a training of several processes each makes a Recorder and calls it at the same steps; only the first process (rank 0)
+    writes. Where it holds the whole model it also measures alone, and the others do nothing; a model sharded by ``fully_shard``
+    (FSDP2) is measured by all of them in step, and a fault of one is raised in all.
+
     Parameters
     ----------
     model
-        A transformers model (also inside DataParallel, DistributedDataParallel, ``torch.compile`` or PEFT).
+        A transformers model (also inside DataParallel, DistributedDataParallel, ``torch.compile`` or PEFT, or sharded by
+        ``fully_shard``).
     probe_set
         The fixed inputs to measure it on.
     run_dir
@@ -69,6 +85,8 @@ class Recorder:
         The inputs, with the positions that the model makes of them.
     plan
         What each snapshot holds.
+    ranks
+        Who measures and who writes, in a training of several processes.
     seconds
         Time spent on snapshots so far.
 
@@ -113,12 +131,20 @@ class Recorder:
         self._existing = existing
         self._on_snapshot = on_snapshot
         self._architecture = describe_model(self._model)
-        with undisturbed(self._model) as guarded:
-            self.probe_set = with_positions(guarded, probe_set, self._architecture)
-        self.plan: Plan = make_plan(self._architecture, self.probe_set, self._settings, max_steps=max_steps)
+        self.ranks = Ranks.of(self._model)
+        with self.ranks.together():
+            self.ranks.require_same("probe set", probe_set.fingerprint)
+            with undisturbed(self._model) as guarded, self.ranks.in_step(guarded):
+                self.probe_set = with_positions(guarded, probe_set, self._architecture)
+            self.plan: Plan = make_plan(self._architecture, self.probe_set, self._settings, max_steps=max_steps)
+            self.ranks.require_same("settings", f"{self._contents()} {self.plan.steps} {self._settings.weights}")
         self._wide: set[str] = set()
         self._start: StartingWeights | None = None
-        self._lock: TextIO | None = None
+        self._taps: Taps | None = None
+        self._is_open = False
+        self._lock: Claim | None = None
+        self._state = "capturing"
+        self._step: int | None = None  # of the snapshot that was begun last
         self._measures_weights = self._settings.weights and StartingWeights.fits(self._model)
         self._notes = list(self.plan.notes)
         self.seconds = 0.0
@@ -134,22 +160,34 @@ class Recorder:
         return list_steps(self.path)
 
     def __enter__(self) -> "Recorder":
-        prepare(self.path, force=self._existing == "replace", resume=self._existing == "resume")
-        self._lock = claim(self.path)
         try:
-            self._open()
+            with self.ranks.together():
+                if self.ranks.writes:
+                    prepare(self.path, force=self._existing == "replace", resume=self._existing == "resume")
+                    self._lock = claim(self.path)
+                    self._open()
         except BaseException:
             self.close()
             raise
+        self._is_open = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self.fault(str(error) or repr(error))
         self.close()
 
-    def close(self) -> None:
-        """Release the run directory; every snapshot taken is already safe on disk."""
+    def fault(self, reason: str) -> bool:
+        """Say in the manifest why no more snapshots come; false when that cannot be written either, as on a full disk."""
+        return self._end("fault", reason)
+
+    def close(self, *, finished: bool = True) -> None:
+        """Release the run directory, with the word that its training is over; every snapshot taken is already safe on disk."""
+        if finished:
+            self._end("finished")
+        self._is_open = False
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -174,30 +212,64 @@ class Recorder:
         OSError
             When the disk is full; snapshots taken before are safe.
         """
-        if self._lock is None:
+        if not self._is_open:
             raise UsageError(
                 "`snapshot` must be called between __enter__ and __exit__: `with Recorder(...) as recorder:`"
             )
         if step < 0:
             raise UsageError(f"`step` must be the number of optimizer steps so far, 0 or more; got {step}")
-        started = time.perf_counter()
+        path = snapshot_path(self.path, step)
+        if self.ranks.measures:
+            with self.ranks.together():
+                self._take(step, path)
+        return path
+
+    def _take(self, step: int, path: Path) -> None:
+        started, self._step = time.perf_counter(), step
+        reshard(self._model)
         if step == 0 and self._measures_weights:
             self._start = StartingWeights(self._model)
-        path = snapshot_path(self.path, step)
-        if path.is_file():
-            return path
+        if self.ranks.decided(path.is_file()):
+            return
         if self._start is None and self._measures_weights:
             self.note(
                 f"Distances of the weights are not recorded from step {step} on: this process did not see step 0."
             )
-        distances = self._start.distances(self._model) if self._start is not None else {}
-        with undisturbed(self._model) as model:
+        distances = self._start.distances(self._model, summed=self.ranks.summed) if self._start is not None else {}
+        with undisturbed(self._model) as model, self.ranks.in_step(model):
             parameters = parameter_arrays(distances)
-            write_snapshot(path, model, self._job(), step=step, wide=self._wide, parameters=parameters)
+            if self._taps is None:
+                self._taps = self._find_taps(model)
+            open_file = self.ranks.open_file
+            write_snapshot(
+                path, model, self._job(), step=step, wide=self._wide, parameters=parameters, open_file=open_file
+            )
         self.seconds += time.perf_counter() - started
-        if self._on_snapshot is not None:
+        if self._on_snapshot is not None and self.ranks.writes:
             self._on_snapshot(step, path)
-        return path
+
+    def rehearse(self) -> Rehearsal:
+        """Measure the model once and keep nothing: what a snapshot takes. The run directory is not touched, nor needed.
+
+        Raises
+        ------
+        CaptureError
+            As for :meth:`snapshot`.
+        """
+        with self.ranks.together(), undisturbed(self._model) as model, self.ranks.in_step(model):
+            self._taps = self._taps or self._find_taps(model)
+            started = time.perf_counter()
+            write_snapshot(self.path, model, self._job(), step=0, wide=set(), parameters={}, open_file=NoFile)
+            seconds = time.perf_counter() - started
+        return Rehearsal(
+            bytes_per_snapshot=self.plan.bytes_per_snapshot,
+            n_snapshots=len(self.plan.steps) or None,
+            free=free_bytes(self.path),
+            seconds=seconds,
+            n_examples=self.probe_set.n_examples,
+            n_tokens=sum(self.probe_set.n_real_tokens(stack.name) for stack in self._architecture.stacks),
+            notes=self.plan.notes,
+        )
 
     def exchange(self, load: Callable[[], nn.Module]) -> None:
         """Go on with other weights of the same architecture, such as the next checkpoint.
@@ -220,21 +292,37 @@ class Recorder:
                 f"{self.path}: all snapshots of a run must be of one architecture, {_in_words(before)}; got "
                 f"{_in_words(architecture)}. Capture the other one into another run directory"
             )
-        self._model, self._architecture = model, architecture
+        self._model, self._architecture, self._taps = model, architecture, None
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append logged numbers (loss, learning rate, scores, with their ``step``) to the run's scalars."""
-        append_scalars(self.path, record)
+        self.ranks.write(lambda: append_scalars(self.path, record))
 
     def note(self, sentence: str) -> None:
         """Add a sentence that every reader of the run should see, and store it."""
         if sentence not in self._notes:
             self._notes.append(sentence)
-            self._write_manifest()
+            self.ranks.write(self._write_manifest)
+
+    def _end(self, state: str, reason: str | None = None) -> bool:
+        if self._lock is None or not self._is_open or self._state != "capturing":
+            return True
+        self._state = state
+        try:
+            write_status(self.path, state, step=self._step, reason=reason)
+        except (OSError, RunFormatError):
+            return False
+        return True
 
     def _job(self) -> SnapshotJob:
         meta = {"probe_fingerprint": self.probe_set.fingerprint, "model": self._architecture.facts()}
-        return SnapshotJob(self._architecture, self.probe_set, self.plan, meta)
+        return SnapshotJob(self._architecture, self.probe_set, self.plan, meta, self._taps or NO_TAPS)
+
+    def _find_taps(self, model: nn.Module) -> Taps:
+        with_attention = self.plan.n_attention_examples > 0
+        if with_attention:
+            set_eager_attention(model)
+        return find_taps(model, self.probe_set, self._architecture, attention=with_attention)
 
     def _open(self) -> None:
         file = probe_path(self.path)
@@ -263,7 +351,7 @@ class Recorder:
         """Snapshots of one run must hold the same layers, tokens and examples, or they cannot be compared."""
         before = read_manifest(self.path).get("contents")
         if isinstance(before, dict):
-            before = {"attention_dtype": "float16", **before}  # as it was before it could be chosen
+            before = {**_BEFORE_IT_COULD_BE_CHOSEN, **before}
         if self.steps and before is not None and before != self._contents():
             raise IncompatibleRunsError(
                 f"{self.path}: a run must go on with the same model and amounts, {before}; got {self._contents()}. "
@@ -275,6 +363,9 @@ class Recorder:
         return {
             "attention_examples": self.plan.n_attention_examples,
             "attention_dtype": self.plan.attention_dtype,
+            "attention_rows": self.plan.attention_rows,
+            "cross_attention": self.plan.cross_attention,
+            "value_norms": self.plan.value_norms,
             **{
                 stack.name: {
                     "tokens": len(self.plan.rows[stack.name]),
@@ -311,6 +402,7 @@ class Recorder:
                 "threads": torch.get_num_threads(),
                 "versions": _versions(),
                 "notes": list(dict.fromkeys(notes)),
+                "status": {"state": "capturing", "reason": None, "step": None},
             },
         )
 

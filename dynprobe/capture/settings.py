@@ -9,6 +9,7 @@ from dynprobe.errors import UsageError
 
 DEFAULT_BUDGET = 2 * 10**9
 ATTENTION_DTYPES = ("float16", "float32")
+ATTENTION_ROWS = ("all", "cls")
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -20,18 +21,27 @@ class CaptureSettings:
     ----------
     hidden
         Tokens whose hidden states are kept: ``"sample"`` (max(8192, 10 d_model), less when the budget is small), ``"all"``,
-        ``"none"``, or a number.
+        ``"pooled"`` (of no token: only the pooled vectors, which are always kept; also called ``"none"``), or a number.
     attention
         Examples whose attention is kept: ``"sample"`` (64, less when the budget is small), ``"all"``, ``"none"``, or a number.
     schedule
         When snapshots are taken; see :class:`~dynprobe.capture.schedule.Schedule`.
     budget
-        Bytes for all snapshots of the run. What was asked for by a number, or as ``"all"``, is kept even beyond it.
+        Bytes for all snapshots of the run, or words such as ``"500MB"``. What was asked for by a number, or as ``"all"``, is kept even beyond it.
     weights
         Whether to record how far each trained weight tensor has moved from step 0 (needs a copy of them in memory).
     attention_dtype
         How attention probabilities are stored: ``"float16"`` (spacing 1e-3 of a value, which hides what moves less), or
         ``"float32"``, which takes twice the bytes.
+    layers
+        Layers whose hidden states, and blocks whose attention is kept: ``"all"``, or numbers such as ``"0,6,-1"``, where -1 is
+        the last. Pooled vectors are kept of all.
+    attention_rows
+        ``"all"`` tokens as queries, or ``"cls"``: only [CLS], or what stands for it, such as the last token of a decoder.
+    cross_attention
+        Whether attention of a decoder to its encoder is kept as well.
+    value_norms
+        Whether to keep, of each token whose attention is kept, the norm of what each head carries on from it.
     """
 
     hidden: str | int = "sample"
@@ -40,13 +50,24 @@ class CaptureSettings:
     budget: int = DEFAULT_BUDGET
     weights: bool = True
     attention_dtype: str = "float16"
+    layers: str = "all"
+    attention_rows: str = "all"
+    cross_attention: bool = True
+    value_norms: bool = False
 
     def __post_init__(self) -> None:
         Schedule.parse(self.schedule)
+        if isinstance(self.budget, str):
+            object.__setattr__(self, "budget", parse_bytes(self.budget))
+        if self.hidden == "pooled":
+            object.__setattr__(self, "hidden", "none")
         if self.budget < 1:
             raise UsageError(f"`budget` must be a positive number of bytes; got {self.budget}")
         if self.attention_dtype not in ATTENTION_DTYPES:
             raise UsageError(f"`attention_dtype` must be 'float16' or 'float32'; got {self.attention_dtype!r}")
+        if self.attention_rows not in ATTENTION_ROWS:
+            raise UsageError(f"`attention_rows` must be 'all' or 'cls'; got {self.attention_rows!r}")
+        parse_layers(self.layers)
         for name in ("hidden", "attention"):
             value = getattr(self, name)
             if value not in ("sample", "all", "none") and not (isinstance(value, int) and value >= 1):
@@ -59,7 +80,7 @@ def settings_from_words(
     budget: str | None = None,
     hidden: str | None = None,
     attention: str | None = None,
-    attention_dtype: str | None = None,
+    **others: Any,
 ) -> CaptureSettings:
     """Settings from what was typed; `None` means the default.
 
@@ -73,9 +94,30 @@ def settings_from_words(
         "budget": None if budget is None else parse_bytes(budget),
         "hidden": _number_or_word(hidden),
         "attention": _number_or_word(attention),
-        "attention_dtype": attention_dtype,
+        **others,
     }
     return CaptureSettings(**{name: value for name, value in typed.items() if value is not None})
+
+
+def parse_layers(text: str) -> tuple[int, ...] | None:
+    """Layers written as ``0,6,-1``; ``None`` for ``all``.
+
+    Raises
+    ------
+    UsageError
+        For anything else.
+
+    Examples
+    --------
+    >>> parse_layers("0,6,-1")
+    (0, 6, -1)
+    """
+    if text == "all":
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"-?\d{1,4}", part) for part in parts):
+        raise UsageError(f"`layers` must be 'all' or numbers such as 0,6,-1 (-1 is the last); got {text!r}")
+    return tuple(int(part) for part in parts)
 
 
 def parse_bytes(text: str) -> int:

@@ -1,7 +1,8 @@
 """Streaming one snapshot of a live model into its file, batch by batch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,10 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from dynprobe.capture.architecture import Architecture, Stack, transformer_inside
+from dynprobe.capture.background import InOrder
 from dynprobe.capture.guard import set_eager_attention
-from dynprobe.capture.measure import Measurement, batches, measure, real_blocks, tokens
+from dynprobe.capture.measure import Batch, Measurement, batches, measure, real_blocks, tokens
 from dynprobe.capture.outputs import Said, what_it_says
 from dynprobe.capture.plan import Plan
+from dynprobe.capture.taps import NO_TAPS, Key, Take, Taps
+from dynprobe.capture.value_norms import value_norms
 from dynprobe.errors import CaptureError
 from dynprobe.probe_set import ProbeSet
 from dynprobe.storage.writer import FileWriter
@@ -41,16 +45,26 @@ class SnapshotJob:
         The model's architecture, the probe set, and what is kept.
     meta
         Facts stored in each file.
+    taps
+        Where the model makes what is taken off it.
     """
 
     architecture: Architecture
     probe: ProbeSet
     plan: Plan
     meta: Mapping[str, Any]
+    taps: Taps = NO_TAPS
 
 
 def write_snapshot(
-    path: Path, model: nn.Module, job: SnapshotJob, *, step: int, wide: set[str], parameters: Mapping[str, np.ndarray]
+    path: Path,
+    model: nn.Module,
+    job: SnapshotJob,
+    *,
+    step: int,
+    wide: set[str],
+    parameters: Mapping[str, np.ndarray],
+    open_file: Callable[[Path, Mapping[str, Any]], Any] = FileWriter,
 ) -> None:
     """Measure the model on the probe set and write one snapshot file.
 
@@ -68,6 +82,8 @@ def write_snapshot(
         Names of arrays that need float32; grows when values do not fit float16, and the pass is repeated once.
     parameters
         Arrays for the group ``parameters``.
+    open_file
+        Makes the file; something else where this process only takes part in the pass.
 
     Raises
     ------
@@ -76,7 +92,7 @@ def write_snapshot(
     """
     while True:
         try:
-            with FileWriter(path, {"kind": "snapshot", "step": step, **job.meta}) as file:
+            with open_file(path, {"kind": "snapshot", "step": step, **job.meta}) as file:
                 _stream(file, model, job, step=step, wide=wide)
                 for name, array in parameters.items():
                     file.write(f"parameters/{name}", array)
@@ -86,38 +102,42 @@ def write_snapshot(
 
 
 def _stream(file: FileWriter, model: nn.Module, job: SnapshotJob, *, step: int, wide: set[str]) -> None:
-    sink = _Sink(file, step, wide)
-    _declare(sink, job)
     said: list[Said] = []
     vocabulary = getattr(transformer_inside(model).config, "vocab_size", None)
     if job.plan.n_attention_examples:
         set_eager_attention(model)
     device = next(model.parameters()).device
-    for batch in batches(job.probe, job.architecture, device):
-        with_attention = batch.start < job.plan.n_attention_examples
-        measurement = measure(model, batch, job.architecture, attentions=with_attention)
-        for stack in job.architecture.stacks:
-            _write_states(sink, measurement, stack, job.plan)
-        if with_attention:
-            _write_attentions(sink, measurement, job)
-        output = what_it_says(measurement, job.architecture, vocabulary)
-        if output is not None:
-            said.append(output)
+    with InOrder() as later:
+        sink = _Sink(file, step, wide, later)
+        _declare(sink, job)
+        for batch in batches(job.probe, job.architecture, device):
+            with _attention_of(batch, sink, model, job) as take:
+                measurement = measure(model, batch, job.architecture, take=take, taps=job.taps)
+            for stack in job.architecture.stacks:
+                _write_states(sink, measurement, stack, job.plan)
+            _write_vectors(sink, measurement, job)
+            output = what_it_says(measurement, job.architecture, vocabulary)
+            if output is not None:
+                said.append(output)
     if sink.overflowed:  # only now, when all of them are known
         raise DoesNotFitFloat16(sink.overflowed)
     _write_outputs(sink, said)
 
 
 class _Sink:
-    """Checks numbers and hands them to the file in float16, or float32 where an array needs it."""
+    """Checks numbers and hands them to the file in float16, or float32 where an array needs it.
 
-    def __init__(self, file: FileWriter, step: int, wide: set[str]) -> None:
-        self.file, self._step, self._wide = file, step, wide
+    Checking and narrowing happen where the numbers are; digests and the disk are left to the thread beside.
+    """
+
+    def __init__(self, file: FileWriter, step: int, wide: set[str], later: InOrder) -> None:
+        self.file, self._step, self._wide, self._later = file, step, wide, later
         self.overflowed: set[str] = set()
 
     def declare(self, name: str, shape: tuple[int, ...], **facts: Any) -> None:
         """Announce an array of known shape."""
-        self.file.create(name, shape, np.float32 if name in self._wide else np.float16, **facts)
+        dtype = np.float32 if name in self._wide else np.float16
+        self._later(lambda: self.file.create(name, shape, dtype, **facts))
 
     def declare_wide(self, name: str, shape: tuple[int, ...], **facts: Any) -> None:
         """Announce an array that is wanted in float32, whether or not its values fit float16."""
@@ -126,15 +146,16 @@ class _Sink:
 
     def append(self, name: str, values: Tensor) -> None:
         """Write the next rows of an array."""
-        block = values.detach().to(device="cpu", dtype=torch.float32).numpy()
-        self.require_finite(name, block)
-        if name not in self._wide:
-            with np.errstate(over="ignore"):
-                narrow = block.astype(np.float16)
-            if not np.isfinite(narrow).all():
-                self.overflowed.add(name)
-            block = narrow
-        self.file.append(name, block)
+        block = values.detach().to(torch.float32 if name in self._wide else torch.float16)
+        if not bool(block.isfinite().all()):
+            self.require_finite(name, values.detach().float().cpu().numpy())
+            self.overflowed.add(name)
+        data = block.cpu().numpy()
+        self._later(lambda: self.file.append(name, data), data.nbytes)
+
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Write a whole small array."""
+        self._later(lambda: self.file.write(name, array))
 
     def require_finite(self, name: str, values: np.ndarray) -> None:
         """Refuse NaN and Inf, naming where and when."""
@@ -160,14 +181,14 @@ def _declare(sink: _Sink, job: SnapshotJob) -> None:
         prefix = f"{_PROBE}/{stack.name}"
         rows = job.plan.rows[stack.name]
         if len(rows):
-            sink.file.write(f"{prefix}/index/hidden_rows", rows)
+            sink.write(f"{prefix}/index/hidden_rows", rows)
             for layer in job.plan.layers[stack.name]:
                 sink.declare(f"{prefix}/hidden_states/{layer}", (len(rows), stack.d_model))
         for kind in stack.pooled:
             for layer in range(stack.n_layers + 1):
                 sink.declare(f"{prefix}/pooled/{kind}/{layer}", (job.probe.n_examples, stack.d_model))
         if n_attention:
-            sink.file.write(f"{prefix}/index/attention_examples", np.arange(n_attention, dtype=np.int32))
+            sink.write(f"{prefix}/index/attention_examples", np.arange(n_attention, dtype=np.int32))
 
 
 def _write_states(sink: _Sink, measurement: Measurement, stack: Stack, plan: Plan) -> None:
@@ -205,32 +226,95 @@ def pool(hidden: Tensor, real: Tensor, kind: str) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), ends]
 
 
-def _declare_attentions(sink: _Sink, measurement: Measurement, job: SnapshotJob) -> None:
-    """Announce the ragged arrays of attention; only the model itself knows how many virtual keys it adds."""
-    n_kept = job.plan.n_attention_examples
-    declare = sink.declare_wide if job.plan.attention_dtype == "float32" else sink.declare
-    for (stack, kind), layers in measurement.attentions.items():
-        key_stack = "encoder" if kind == "cross" else stack
-        n_virtual = layers[0].shape[-1] - measurement.batch.real[key_stack].shape[1]
-        n_query = job.probe.real[stack][:n_kept].sum(axis=1)
-        n_key = job.probe.real[key_stack][:n_kept].sum(axis=1) + n_virtual
-        prefix = "" if kind == "self" else f"{kind}_"
-        lengths = np.stack([n_query, n_key], axis=1).astype(np.int32)
-        sink.file.write(f"{_PROBE}/{stack}/index/{prefix}attention_shape", lengths)
-        for number, layer in enumerate(layers, start=1):
-            size = int((n_query * n_key).sum()) * layer.shape[1]
-            name = f"{_PROBE}/{stack}/{kind}_attention/{number}"
-            declare(name, (size,), n_heads=layer.shape[1], n_virtual_keys=n_virtual)
+class _Attention:
+    """Writes the attention of one batch, block by block, as the model makes it.
+
+    A stored kind is ``"self"``, ``"cross"``, or ``"cls"``: of self attention only the row of [CLS] or what stands for it.
+    """
+
+    def __init__(self, sink: _Sink, batch: Batch, job: SnapshotJob) -> None:
+        self._sink, self._batch, self._job = sink, batch, job
+        self._first = {stack.name: stack.pooled[0] == "first" for stack in job.architecture.stacks}
+
+    def __call__(self, key: Key, layer: int, attention: Tensor) -> None:
+        """Write one block's attention, (n_examples, n_heads, n_query, n_key)."""
+        (stack, kind), plan = key, self._job.plan
+        if layer not in plan.attention_layers[stack] or (kind == "cross" and not plan.cross_attention):
+            return
+        only_cls = kind == "self" and plan.attention_rows == "cls"
+        stored = "cls" if only_cls else kind
+        if self._batch.start == 0:
+            self._declare(stack, stored, layer, attention)
+        n_kept = min(self._batch.stop, plan.n_attention_examples) - self._batch.start
+        row = slice(None, 1) if self._first[stack] else slice(-1, None)
+        blocks = [
+            (block[:, row] if only_cls else block).reshape(-1)
+            for block in islice(real_blocks(self._batch, key, attention), n_kept)
+        ]
+        self._sink.append(f"{_PROBE}/{stack}/{stored}_attention/{layer}", torch.cat(blocks))
+
+    def _declare(self, stack: str, stored: str, layer: int, attention: Tensor) -> None:
+        """Announce a ragged array; only the model itself knows how many virtual keys it adds."""
+        plan, probe = self._job.plan, self._job.probe
+        n_kept, key_stack = plan.n_attention_examples, "encoder" if stored == "cross" else stack
+        n_virtual = attention.shape[-1] - self._batch.real[key_stack].shape[1]
+        n_query = np.ones(n_kept, dtype=int) if stored == "cls" else probe.real[stack][:n_kept].sum(axis=1)
+        n_key = probe.real[key_stack][:n_kept].sum(axis=1) + n_virtual
+        if layer == min(plan.attention_layers[stack]):
+            prefix = "" if stored == "self" else f"{stored}_"
+            lengths = np.stack([n_query, n_key], axis=1).astype(np.int32)
+            self._sink.write(f"{_PROBE}/{stack}/index/{prefix}attention_shape", lengths)
+        declare = self._sink.declare_wide if plan.attention_dtype == "float32" else self._sink.declare
+        size, name = int((n_query * n_key).sum()) * attention.shape[1], f"{_PROBE}/{stack}/{stored}_attention/{layer}"
+        declare(name, (size,), n_heads=attention.shape[1], n_virtual_keys=n_virtual)
 
 
-def _write_attentions(sink: _Sink, measurement: Measurement, job: SnapshotJob) -> None:
-    if measurement.batch.start == 0:
-        _declare_attentions(sink, measurement, job)
-    n_kept = min(measurement.batch.stop, job.plan.n_attention_examples) - measurement.batch.start
-    for key, layers in measurement.attentions.items():
-        for number in range(1, len(layers) + 1):
-            blocks = [block.reshape(-1) for block in islice(real_blocks(measurement, key, number), n_kept)]
-            sink.append(f"{_PROBE}/{key[0]}/{key[1]}_attention/{number}", torch.cat(blocks))
+@contextmanager
+def _attention_of(batch: Batch, sink: _Sink, model: nn.Module, job: SnapshotJob) -> Iterator[Take | None]:
+    """What to do with the attention of a batch: nothing, write it, or write it and the norms of the values it weighs."""
+    if batch.start >= job.plan.n_attention_examples:
+        yield None
+        return
+    write = _Attention(sink, batch, job)
+    if not job.plan.value_norms:
+        yield write
+        return
+    with value_norms(model, job.taps, _ValueNorms(sink, batch, job)) as watch:
+
+        def both(key: Key, layer: int, attention: Tensor) -> None:
+            write(key, layer, attention)
+            watch(key, layer, attention)
+
+        yield both
+
+
+class _ValueNorms:
+    """Writes the value norms of one batch: of the tokens of each example whose attention is kept."""
+
+    def __init__(self, sink: _Sink, batch: Batch, job: SnapshotJob) -> None:
+        self._sink, self._batch, self._job = sink, batch, job
+
+    def __call__(self, stack: str, layer: int, norms: Tensor) -> None:
+        """Write one block's norms, (n_examples, n_positions, n_heads)."""
+        plan, real = self._job.plan, self._batch.real[stack]
+        if layer not in plan.attention_layers[stack]:
+            return
+        name, n_kept = f"{_PROBE}/{stack}/value_norms/{layer}", plan.n_attention_examples
+        if self._batch.start == 0:
+            n_tokens = int(self._job.probe.real[stack][:n_kept].sum())
+            self._sink.declare(name, (n_tokens, norms.shape[-1]))
+        n_here = min(self._batch.stop, n_kept) - self._batch.start
+        of_tokens = norms[:n_here, -real.shape[1] :][torch.as_tensor(real[:n_here], device=norms.device)]
+        self._sink.append(name, of_tokens)
+
+
+def _write_vectors(sink: _Sink, measurement: Measurement, job: SnapshotJob) -> None:
+    """The pooler's output and the classifier's input, where the model has them."""
+    for name, values in measurement.vectors.items():
+        path = f"{_PROBE}/outputs/{name}"
+        if measurement.batch.start == 0:
+            sink.declare(path, (job.probe.n_examples, values.shape[1]))
+        sink.append(path, values)
 
 
 def _write_outputs(sink: _Sink, said: list[Said]) -> None:

@@ -3,10 +3,12 @@
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 
 from dynprobe.cli.console import err
+from dynprobe.cli.recording import recording_options
 
 # The probe set is chosen among so many texts of a file.
 _MAX_TEXTS = 20_000
@@ -17,14 +19,7 @@ _MAX_TEXTS = 20_000
 @click.option(
     "--schedule", default=None, help="log:N, every:N, at:STEP,STEP or ends. Step 0 and the last always.  [log:8]"
 )
-@click.option("--budget", default=None, help="Bytes for all snapshots of the run.  [2GB]")
-@click.option(
-    "--hidden", default=None, help="Tokens whose hidden states are kept: sample, all, none or a number.  [sample]"
-)
-@click.option(
-    "--attention", default=None, help="Examples whose attention is kept: sample, all, none or a number.  [sample]"
-)
-@click.option("--attention-dtype", default=None, help="How attention is stored: float16 or float32.  [float16]")
+@recording_options
 @click.option(
     "--probe",
     type=click.Path(path_type=Path),
@@ -44,6 +39,9 @@ _MAX_TEXTS = 20_000
 @click.option(
     "--max-steps", type=click.IntRange(min=1), help="Optimizer steps of a training loop without Trainer, if known."
 )
+@click.option("--live", is_flag=True, help="Log the drift from step 0: to the Trainer's dashboards, or as a line each.")
+@click.option("--strict", is_flag=True, help="End COMMAND when capture has a fault, instead of going on without capture.")
+@click.option("--dry-run", is_flag=True, help="Stop where training begins: print bytes, disk and the time of one pass.")
 @click.option("--force", is_flag=True, help="Replace a run that is already there.")
 @click.option("--resume", is_flag=True, help="Go on with a run that is already there.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -56,7 +54,7 @@ def capture(
     force: bool,  # noqa: FBT001
     resume: bool,  # noqa: FBT001
     command: tuple[str, ...],
-    **asked: str | None,
+    **asked: Any,
 ) -> None:
     """Run COMMAND and capture the transformers model that it trains, without changing the command or its training.
 
@@ -84,6 +82,7 @@ def capture(
         require_run(probe)
     if tokenizer is not None and texts is None:
         raise UsageError(f"--tokenizer must go with --probe FILE, whose texts it reads; got --probe {probe}")
+    flags = {name: asked.pop(name) for name in ("live", "strict", "dry_run")}
     settings = settings_from_words(**asked)
     options = InjectedOptions(
         run_dir=str(run_dir.absolute()),
@@ -93,6 +92,7 @@ def capture(
         max_steps=max_steps,
         settings=asdict(settings),
         existing="replace" if force else "resume" if resume else "refuse",
+        **flags,
     )
     with tempfile.TemporaryDirectory(prefix="dynprobe-") as folder:
         if texts is not None:

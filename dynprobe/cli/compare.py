@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     metavar="METRIC>VALUE",
     help="Exit with 1 when the runs differ by more at the end; also METRIC<VALUE.",
 )
+@click.option("--verify", is_flag=True, help="Check every array against its checksum when it is read.")
 @click.option("--force", is_flag=True, help="Replace output files that exist.")
 def compare(
     a: str,
@@ -85,7 +86,7 @@ def compare(
         if path is not None:
             check_target(path, force=force)
     how["metrics"] = how["metrics"] or None
-    result = _compared(a, b, texts=texts, keep=keep, how=how)
+    result = _compared(a, b, texts=texts, keep=keep, verify=how.pop("verify"), how=how)
     for sentence in result.findings:
         say(f"• {sentence}")
     for table in terminal_tables(result):
@@ -106,7 +107,9 @@ def compare(
     sys.exit(1 if broken else 0)
 
 
-def _compared(a: str, b: str, *, texts: Path | None, keep: Path | None, how: Mapping[str, Any]) -> "Result":
+def _compared(
+    a: str, b: str, *, texts: Path | None, keep: Path | None, verify: bool, how: Mapping[str, Any]
+) -> "Result":
     from dynprobe.analysis import compare as compare_runs
     from dynprobe.errors import UsageError
     from dynprobe.run import open_run
@@ -124,4 +127,5 @@ def _compared(a: str, b: str, *, texts: Path | None, keep: Path | None, how: Map
             raise UsageError(
                 f"{a} and {b} must be run directories; got saved models. Give --texts FILE to measure both on its texts"
             )
-        return compare_runs(open_run(paths[0]), open_run(paths[1]), progress=advance, **how)
+        runs = [open_run(path, verify=verify) for path in paths]
+        return compare_runs(*runs, progress=advance, **how)

@@ -16,6 +16,7 @@ def facts_of(run: Run) -> dict[str, Any]:
         "model": run.manifest.get("model", {}),
         "training": run.manifest.get("training", {}),
         "versions": run.manifest.get("versions", {}),
+        "status": run.manifest.get("status", {}),
         "steps": list(run.steps),
         "max_steps": run.max_steps,
         "bytes": {step: run[step].n_bytes for step in run.steps},
@@ -39,6 +40,7 @@ def lines_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("model", f"{model.get('name', 'unknown')} ({model.get('model_class', 'unknown')})"),
         ("created", str(facts["created"] or "unknown")),
+        ("status", _status(facts["status"])),
         ("steps", ", ".join(map(str, facts["steps"])) or "none"),
         ("planned steps", str(facts["max_steps"] or "unknown")),
         ("size", f"{len(sizes)} snapshots of {show_bytes(max(sizes, default=0))}, {total} in all"),
@@ -49,6 +51,27 @@ def lines_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [(f"holds ({stack})", holds) for stack, holds in facts["holds"].items()]
     rows += [(str(name), str(value)) for name, value in facts["training"].items()]
     return rows
+
+
+def plain(text: str) -> str:
+    r"""Text of a stranger's run as the terminal may have it: control characters, which could move the cursor, are spelled out.
+
+    Examples
+    --------
+    >>> print(plain("a\x1b[31mb"))
+    a\x1b[31mb
+    """
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def _status(status: dict[str, Any]) -> str:
+    """How the capture ended, as far as the run itself can know."""
+    state, step, reason = (status.get(key) for key in ("state", "step", "reason"))
+    if state == "fault":
+        return f"switched off by a fault at step {step}: {reason}"
+    if state == "finished":
+        return f"finished after step {step}"
+    return "being captured, or ended before it could say so" if state == "capturing" else "unknown"
 
 
 def _holds(run: Run, stack: str) -> str:

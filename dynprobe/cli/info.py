@@ -13,7 +13,7 @@ from dynprobe.cli.console import out, say
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 def info(run_dir: Path, as_json: bool) -> None:  # noqa: FBT001 - an option
     """Show what RUN holds: model, probe set, steps, sizes, and what its capture had to say."""
-    from dynprobe.cli.describe_run import facts_of, lines_of
+    from dynprobe.cli.describe_run import facts_of, lines_of, plain
     from dynprobe.run import open_run
 
     facts = facts_of(open_run(run_dir))
@@ -22,9 +22,9 @@ def info(run_dir: Path, as_json: bool) -> None:  # noqa: FBT001 - an option
         return
     lines = lines_of(facts)
     width = max(len(name) for name, _ in lines)
-    say(str(facts["path"]))
+    say(plain(str(facts["path"])))
     for name, value in lines:
-        say(f"  {name:<{width}}  {value}")
+        say(plain(f"  {name:<{width}}  {value}"))
     for note in facts["notes"]:
-        say(f"Note: {note}")
+        say(plain(f"Note: {note}"))
     say(f"Next: dynprobe verify {run_dir}   or   dynprobe compare {run_dir} OTHER_RUN -o report.html")

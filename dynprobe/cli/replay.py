@@ -1,11 +1,12 @@
 """`dynprobe replay`: capture from saved checkpoints, after the fact."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dynprobe.cli.console import err, progress_bar, say
+from dynprobe.cli.recording import recording_options
 
 if TYPE_CHECKING:
     from dynprobe.probe_set import ProbeSet
@@ -21,14 +22,7 @@ if TYPE_CHECKING:
 @click.option("--tokenizer", metavar="NAME_OR_PATH", help="For --texts.  [that of the last checkpoint, or of the base]")
 @click.option("--base", metavar="MODEL", help="What training started from: step 0, and what adapters are put on.")
 @click.option("--steps", metavar="STEP,STEP", help="Only the checkpoints of these steps.  [all]")
-@click.option("--budget", default=None, help="Bytes for all snapshots of the run.  [2GB]")
-@click.option(
-    "--hidden", default=None, help="Tokens whose hidden states are kept: sample, all, none or a number.  [sample]"
-)
-@click.option(
-    "--attention", default=None, help="Examples whose attention is kept: sample, all, none or a number.  [sample]"
-)
-@click.option("--attention-dtype", default=None, help="How attention is stored: float16 or float32.  [float16]")
+@recording_options
 @click.option("--force", is_flag=True, help="Replace a run that is already there.")
 @click.option("--resume", is_flag=True, help="Go on with a run that is already there: take the steps that it lacks.")
 def replay(
@@ -38,7 +32,7 @@ def replay(
     steps: str | None,
     force: bool,  # noqa: FBT001
     resume: bool,  # noqa: FBT001
-    **asked: str | Path | None,
+    **asked: Any,
 ) -> None:
     """Capture a training from the checkpoints it saved, equal to a live capture at the same steps.
 
@@ -61,7 +55,7 @@ def replay(
     if force and resume:
         raise UsageError("--force and --resume must not be given together: replace the run, or go on with it")
     probe, texts, tokenizer = (asked.pop(name) for name in ("probe", "texts", "tokenizer"))
-    settings = settings_from_words(**{name: None if word is None else str(word) for name, word in asked.items()})
+    settings = settings_from_words(**asked)
     wanted = _steps(steps)
     probe_set = _probe_set(checkpoints, probe=probe, texts=texts, tokenizer=tokenizer, base=base)
     with progress_bar() as advance:

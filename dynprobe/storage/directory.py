@@ -1,25 +1,23 @@
-"""The run directory as a whole: making it, claiming it for one writer, its manifest, its list of steps."""
+"""The run directory as a whole: making it, its manifest, its scalars, its list of steps."""
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks: there a run directory is not guarded against a second writer
-    fcntl = None  # type: ignore[assignment]
+from typing import Any
 
 from dynprobe.errors import RunFormatError, UsageError
+from dynprobe.storage.claim import claim
 from dynprobe.storage.layout import (
     FORMAT_VERSION,
+    LEDGER,
     LOCK,
     MANIFEST,
     MAX_MANIFEST_BYTES,
     MAX_SCALARS_BYTES,
+    MAX_SCALARS_LINE,
+    OWNER,
     PROBES,
     SCALARS,
     SNAPSHOTS,
@@ -28,14 +26,23 @@ from dynprobe.storage.layout import (
     probe_path,
     step_of,
 )
-from dynprobe.storage.reader import checked_document
-from dynprobe.storage.writer import write_text_atomically
+from dynprobe.storage.ledger import enter, has_ledger, name_in_run, read_ledger, start_ledger
+from dynprobe.storage.reader import FileReader, checked_document
+from dynprobe.storage.sealed import append_line, has_broken_seal, is_ordinary, read_lines, seal
+from dynprobe.storage.writer import write_atomically
 
 # Folders and files that a run directory may hold.
-_OWN_FILES = (MANIFEST, SCALARS, LOCK)
+_OWN_FILES = (MANIFEST, SCALARS, LEDGER, LOCK, OWNER)
 _OWN_FOLDERS = (PROBES, SNAPSHOTS)
 
-_MAX_LINE = 2**20
+# What the manifest may hold under the names that are used, where it has them.
+_MANIFEST_TYPES: dict[str, tuple[type, str]] = {
+    "model": (dict, "object"),
+    "notes": (list, "array"),
+    "versions": (dict, "object"),
+    "training": (dict, "object"),
+    "status": (dict, "object"),
+}
 
 
 def is_run(path: Path) -> bool:
@@ -44,13 +51,16 @@ def is_run(path: Path) -> bool:
 
 
 def require_run(path: Path) -> None:
-    """Check that a path is a run directory.
+    """Check that a path is a run directory whose folders are its own.
 
     Raises
     ------
     RunFormatError
         Saying what the path is instead and how a run directory is made.
     """
+    for name in _OWN_FOLDERS:
+        if (path / name).is_symlink():
+            raise RunFormatError(f"{path / name}: must be a folder of the run itself; got a symbolic link out of it")
     if is_run(path):
         return
     got = "nothing" if not path.exists() else "a file" if path.is_file() else "a folder without a manifest"
@@ -79,9 +89,10 @@ def prepare(path: Path, *, force: bool, resume: bool) -> None:
     """
     if (path.exists() or path.is_symlink()) and not path.is_dir():
         raise UsageError(f"{path}: the run directory must be a folder; got a file. Choose another path")
-    for name in _OWN_FOLDERS:
+    for name in (*_OWN_FOLDERS, *_OWN_FILES):
         if (path / name).is_symlink():
-            raise UsageError(f"{path / name}: must be a folder of the run itself; got a symbolic link. Remove the link")
+            kind = "folder" if name in _OWN_FOLDERS else "file"
+            raise UsageError(f"{path / name}: must be a {kind} of the run itself; got a symbolic link. Remove the link")
     holds_run = is_run(path) or bool(list_steps(path))
     if holds_run and not force and not resume:
         raise UsageError(
@@ -96,6 +107,7 @@ def prepare(path: Path, *, force: bool, resume: bool) -> None:
         if force:
             _remove_run(path)
         sweep(path)
+        _mend_ledger(path)
 
 
 def sweep(path: Path) -> None:
@@ -104,36 +116,6 @@ def sweep(path: Path) -> None:
         for file in folder.iterdir():
             if is_temporary(file) and not _is_folder(file):
                 file.unlink(missing_ok=True)
-
-
-def claim(path: Path) -> TextIO:
-    """Claim a run directory for writing, until the returned file is closed or the process ends.
-
-    Where the file system or the operating system has no locks, nothing is claimed and nothing blocks.
-
-    Returns
-    -------
-    file
-        Close it to give the claim back.
-
-    Raises
-    ------
-    UsageError
-        When another living process writes to it.
-    """
-    stream = (path / LOCK).open("a+", encoding="utf-8")
-    if fcntl is None:
-        return stream
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        stream.close()
-        raise UsageError(
-            f"{path}: must have one writer; another process writes to it now. Choose another path"
-        ) from None
-    except OSError:
-        pass  # a file system without locks, as some network file systems are
-    return stream
 
 
 def list_steps(path: Path) -> tuple[int, ...]:
@@ -147,7 +129,7 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     """Replace the manifest of a run directory; what JSON cannot hold, such as NaN or a path, becomes text."""
     document = {**manifest, "format": FORMAT_VERSION}
     plain = json.loads(json.dumps(document, default=str), parse_constant=str)
-    write_text_atomically(path / MANIFEST, json.dumps(plain, indent=1, allow_nan=False) + "\n")
+    write_atomically(path / MANIFEST, seal(plain))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -156,17 +138,45 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises
     ------
     RunFormatError
-        When it is a symbolic link, too large, no JSON object, or of a later format.
+        When it is a symbolic link, too large, no JSON object, of a later format, or not as it was written.
     """
     file = path / MANIFEST
-    if not _is_ordinary(file, MAX_MANIFEST_BYTES):
+    if not is_ordinary(file, MAX_MANIFEST_BYTES):
         return {"format": FORMAT_VERSION}
-    document = checked_document(file.read_bytes(), str(file))
-    names = {dict: "object", list: "array"}
-    for key, kind in (("model", dict), ("notes", list), ("versions", dict)):
+    text = file.read_bytes()
+    document = checked_document(text, str(file))
+    if has_broken_seal(text):
+        raise RunFormatError(
+            f"{file}: must be as it was written, and its checksum `seal` does not fit; it is damaged. If it was changed on "
+            "purpose, remove that key"
+        )
+    for key, (kind, name) in _MANIFEST_TYPES.items():
         if not isinstance(document.get(key, kind()), kind):
-            raise RunFormatError(f"{file}: `{key}` must be a JSON {names[kind]}; got {document[key]!r:.40}")
+            raise RunFormatError(f"{file}: `{key}` must be a JSON {name}; got {document[key]!r:.40}")
+    document.pop("seal", None)
     return document
+
+
+def write_status(path: Path, state: str, *, step: int | None, reason: str | None = None) -> None:
+    """Say in the manifest how its capture stands, leaving the rest of it as it is.
+
+    Parameters
+    ----------
+    path
+        The run directory.
+    state
+        ``"capturing"``, ``"finished"`` or ``"fault"``.
+    step
+        Step of the last snapshot that was begun, if any.
+    reason
+        Of a fault; it is added to the notes too.
+    """
+    before = read_manifest(path)
+    notes = before.get("notes", [])
+    if reason is not None:
+        notes = list(dict.fromkeys([*notes, f"Capture was switched off by a fault: {reason}"]))
+    status = {"state": state, "reason": reason, "step": step, "scalars_bytes": scalars_bytes(path)}
+    write_manifest(path, {**before, "notes": notes, "status": status})
 
 
 def append_scalars(path: Path, record: Mapping[str, Any]) -> None:
@@ -174,13 +184,7 @@ def append_scalars(path: Path, record: Mapping[str, Any]) -> None:
 
     NaN and Infinity stand there as Python writes them: a loss that diverged is worth knowing.
     """
-    line = json.dumps(dict(record), default=str).encode() + b"\n"
-    with (path / SCALARS).open("ab+") as stream:
-        if stream.tell():
-            stream.seek(-1, os.SEEK_END)
-            if stream.read(1) != b"\n":  # a killed writer left half a line: it must not swallow this one
-                line = b"\n" + line
-        stream.write(line)
+    append_line(path / SCALARS, record)
 
 
 def read_scalars(path: Path) -> list[dict[str, Any]]:
@@ -189,39 +193,50 @@ def read_scalars(path: Path) -> list[dict[str, Any]]:
     Raises
     ------
     RunFormatError
-        When it is a symbolic link or too large.
+        When it is a symbolic link or too large, or when a line is not as it was written.
     """
-    return list(_scalar_lines(path / SCALARS))
+    ledger = read_ledger(path)
+    sealed_from = None if ledger is None or ledger.problems else ledger.scalars_from
+    records = []
+    for line in read_lines(path / SCALARS, max_bytes=MAX_SCALARS_BYTES, max_line=MAX_SCALARS_LINE):
+        must_be_sealed = line.is_sealed or (sealed_from is not None and line.start >= sealed_from)
+        if must_be_sealed and not line.is_intact:
+            raise RunFormatError(f"{path / SCALARS}: line {line.number} must be as it was written; it is damaged")
+        if line.record is not None:
+            records.append(line.record)
+    return records
+
+
+def scalars_bytes(path: Path) -> int:
+    """Size of ``scalars.jsonl``, 0 when it is missing."""
+    file = path / SCALARS
+    return file.stat().st_size if file.is_file() else 0
 
 
 def free_bytes(path: Path) -> int:
-    """Free bytes on the disk of a run directory."""
-    return shutil.disk_usage(path).free
+    """Free bytes on the disk of a run directory, which may not be there yet."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
 
 
-def _scalar_lines(file: Path) -> Iterator[dict[str, Any]]:
-    if not _is_ordinary(file, MAX_SCALARS_BYTES):
-        return
-    with file.open("rb") as stream:
-        for line in iter(lambda: stream.readline(_MAX_LINE), b""):
-            with contextlib.suppress(ValueError, RecursionError):
-                record = json.loads(line)
-                if isinstance(record, dict):
-                    yield record
-
-
-def _is_ordinary(file: Path, max_bytes: int) -> bool:
-    """Whether a file is there; refuses it when it is a link (to a stranger's choice of file) or too large."""
-    if file.is_symlink() or (file.is_file() and file.stat().st_size > max_bytes):
-        raise RunFormatError(
-            f"{file}: must be an ordinary file of at most {max_bytes} bytes; got a link or a larger file"
-        )
-    return file.is_file()
+def _mend_ledger(path: Path) -> None:
+    """Begin a ledger where there is none, and enter files that are not in it: of earlier versions, or of a killed writer."""
+    if not has_ledger(path):
+        start_ledger(path, scalars_from=scalars_bytes(path))
+    ledger = read_ledger(path)
+    if ledger is None or ledger.problems:
+        return  # what it says is for `dynprobe verify` to show, not to be covered up
+    for folder in _real_folders(path):
+        for file in sorted(folder.iterdir()):
+            name = name_in_run(file)
+            if name is not None and name not in ledger.entries:
+                with contextlib.suppress(RunFormatError), FileReader(file) as reader:
+                    enter(file, reader.n_bytes, reader.extents())
 
 
 def _remove_run(path: Path) -> None:
     """Remove the files of a run and no others. The lock file stays: its owner may be waiting for it."""
-    for name in (MANIFEST, SCALARS):
+    for name in (LEDGER, MANIFEST, SCALARS):  # the ledger first: without it, what is left is a run as others are
         (path / name).unlink(missing_ok=True)
     for file in (path / PROBES).iterdir():
         if is_probe_name(file) and not _is_folder(file):

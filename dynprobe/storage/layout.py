@@ -8,7 +8,9 @@ FORMAT_VERSION = 1
 
 MANIFEST = "manifest.json"
 SCALARS = "scalars.jsonl"
+LEDGER = "ledger.jsonl"
 LOCK = ".writer.lock"
+OWNER = ".writer.json"
 PROBES = "probes"
 SNAPSHOTS = "snapshots"
 TEMPORARY_SUFFIX = ".tmp"
@@ -22,13 +24,16 @@ MAX_OBJECTS = 100_000
 MAX_META_BYTES = 64 * 2**20
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_SCALARS_BYTES = 2**30
+MAX_SCALARS_LINE = 2**20
+MAX_LEDGER_BYTES = 2**28
+MAX_LEDGER_LINE = 2**24
 
 # One name for each step: eight digits, more only when the number needs them.
 _SNAPSHOT_NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,11})\.h5")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _PROBE_NAME = re.compile(rf"{_SAFE_NAME.pattern}\.h5")
 _TEMPORARY_NAME = re.compile(
-    rf"(?:{re.escape(MANIFEST)}|{_SAFE_NAME.pattern}\.h5)\.[0-9]+{re.escape(TEMPORARY_SUFFIX)}"
+    rf"(?:{re.escape(MANIFEST)}|{re.escape(OWNER)}|{_SAFE_NAME.pattern}\.h5)\.[0-9]+{re.escape(TEMPORARY_SUFFIX)}"
 )
 
 

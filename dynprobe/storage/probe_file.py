@@ -41,15 +41,22 @@ def write_probe_set(path: Path, probe: ProbeSet) -> None:
             file.write("labels", probe.labels)
 
 
-def read_probe_set(path: Path) -> ProbeSet:
+def read_probe_set(path: Path, *, verify: bool = False) -> ProbeSet:
     """Read a probe set and check that it still has its fingerprint.
+
+    Parameters
+    ----------
+    path
+        File of the probe set.
+    verify
+        Whether to check each array against its checksum too.
 
     Raises
     ------
     RunFormatError
         When the file is no probe set or its content no longer has its fingerprint.
     """
-    with FileReader(path) as file:
+    with FileReader(path, verify=verify) as file:
         if file.meta.get("kind") != "probe-set":
             raise RunFormatError(f"{path}: must be a probe set; got {file.meta.get('kind')!r:.40}")
         try:

@@ -6,10 +6,10 @@ not memory-safety bugs inside the HDF5 library.
 """
 
 import hashlib
-import json
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,10 +27,13 @@ from dynprobe.storage.layout import (
     META_DIGEST,
     is_safe_name,
 )
+from dynprobe.storage.ledger import entry_of, require_frame
+from dynprobe.storage.sealed import load_json
 
 # What a damaged file makes h5py raise; all of them mean that the file is not readable.
 _H5PY_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 _NUMBERS = ("<f2", "<f4", "<f8", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8")
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -41,24 +44,35 @@ class FileReader:
     ----------
     path
         An HDF5 file written by :class:`dynprobe.storage.writer.FileWriter`.
+    verify
+        Whether to check each array against its checksum when it is first read. What surrounds the arrays is always checked
+        before HDF5 opens the file, where the run has a ledger.
 
     Raises
     ------
     RunFormatError
-        When the file cannot be opened, was written by a later format, or holds anything the format does not allow.
+        When the file cannot be opened, is not the one that was written, was written by a later format, or holds anything the
+        format does not allow.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, verify: bool = False) -> None:
         self.path = path
-        _require_ordinary_file(path)  # before HDF5 opens it: opening a named pipe would wait for ever
+        self._unchecked: set[str] = set()
+        _require_hdf5_file(path)  # before HDF5 opens it: opening a named pipe would wait for ever
+        entry = entry_of(path)
+        if entry is not None:
+            require_frame(path, entry)
         self._file = self._guard(lambda: h5py.File(path, "r", locking=False, rdcc_nbytes=0))
         try:
             self._datasets = dict(self._guard(lambda: list(_allowed_datasets(self._file, path))))
             self.meta = self._read_meta()
             self._check_against_meta()
+            if entry is not None and self.extents() != entry.arrays:
+                raise RunFormatError(f"{path}: its arrays must lie where the ledger says; the ledger is not of this file")
         except BaseException:
             self._file.close()
             raise
+        self._unchecked = set(self.names) if verify else set()
 
     def __enter__(self) -> "FileReader":
         return self
@@ -89,9 +103,33 @@ class FileReader:
         return tuple(self._datasets[name].shape)
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        """One array, or some of its rows, as stored."""
+        """One array, or some of its rows, as stored.
+
+        Raises
+        ------
+        RunFormatError
+            When it cannot be read, or no longer has its checksum and that was to be verified.
+        """
+        if name in self._unchecked:
+            self._unchecked.discard(name)
+            if not self.is_intact(name):
+                self._unchecked.add(name)
+                raise RunFormatError(f"{self.path}: array `{name}` must have the sha256 that was stored; it is damaged")
         dataset = self._datasets[name]
         return self._guard(lambda: dataset[rows])
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the file."""
+        return self.path.stat().st_size
+
+    def extents(self) -> dict[str, tuple[int, int, str]]:
+        """First byte, number of bytes and stated sha256 of each array that has any values."""
+        return {
+            name: (data.id.get_offset(), data.id.get_storage_size(), self.facts(name)["sha256"])
+            for name, data in self._datasets.items()
+            if data.size and name in self
+        }
 
     def is_intact(self, name: str) -> bool:
         """Whether an array still has the sha256 that was stored when it was written."""
@@ -150,8 +188,8 @@ def checked_document(text: bytes, where: str) -> dict[str, Any]:
         For anything but a JSON object (NaN and Infinity are no JSON), and for a format later than :data:`FORMAT_VERSION`.
     """
     try:
-        document = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        document = load_json(text)
+    except ValueError as error:
         raise RunFormatError(f"{where}: must hold a JSON object; got {error}") from error
     version = document.get("format") if isinstance(document, dict) else None
     if type(version) is not int or version < 1:
@@ -163,11 +201,7 @@ def checked_document(text: bytes, where: str) -> dict[str, Any]:
     return document
 
 
-def _refuse_constant(word: str) -> Any:
-    raise ValueError(f"{word}, which is no JSON number")
-
-
-def _require_ordinary_file(path: Path) -> None:
+def _require_hdf5_file(path: Path) -> None:
     try:
         mode = path.lstat().st_mode
     except (OSError, ValueError) as error:
@@ -177,13 +211,22 @@ def _require_ordinary_file(path: Path) -> None:
         raise RunFormatError(
             f"{path}: must be an ordinary file; got {kinds.get(stat.S_IFMT(mode), 'a device or pipe')}"
         )
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(len(_SIGNATURE))
+    except OSError as error:
+        raise RunFormatError(f"{path}: must be a file that can be read; got {error}") from error
+    if start != _SIGNATURE:  # HDF5 would go on and look for it at every power of two
+        raise RunFormatError(f"{path}: must be a complete dynprobe file, which begins as HDF5 files do; got {start!r}")
 
 
 def _allowed_datasets(file: h5py.File, path: Path) -> Iterator[tuple[str, h5py.Dataset]]:
     """Every dataset of a file whose every object is allowed; refuses the file otherwise."""
     size = path.stat().st_size
     pending = [("", file["/"], 0)]
+    _refuse_attributes(file["/"], "/", path)
     seen = {h5py.h5o.get_info(file["/"].id).addr}
+    extents: list[tuple[int, int]] = []
     n_objects = 0
     while pending:
         prefix, group, depth = pending.pop()
@@ -204,16 +247,27 @@ def _allowed_datasets(file: h5py.File, path: Path) -> Iterator[tuple[str, h5py.D
                     f"{path}: `{where}` must be the only name of its object; got a second link or a cycle"
                 )
             seen.add(address)
+            _refuse_attributes(item, where, path)
             if isinstance(item, h5py.Group):
                 pending.append((f"{where}/", item, depth + 1))
             elif isinstance(item, h5py.Dataset):
-                _check_dataset(item, where, path, size)
+                extents.append(_checked_extent(item, where, path, size))
                 yield where, item
             else:
                 raise RunFormatError(f"{path}: `{where}` must be a group or an array; got {type(item).__name__}")
+    extents.sort()
+    if any(start < before + n_bytes for (before, n_bytes), (start, _) in pairwise(extents)):
+        raise RunFormatError(f"{path}: its arrays must lie beside each other; got one that begins inside another")
 
 
-def _check_dataset(data: h5py.Dataset, where: str, path: Path, file_size: int) -> None:
+def _refuse_attributes(item: h5py.HLObject, where: str, path: Path) -> None:
+    n_attributes = h5py.h5a.get_num_attrs(item.id)
+    if n_attributes:
+        raise RunFormatError(f"{path}: `{where}` must have no attributes; got {n_attributes}")
+
+
+def _checked_extent(data: h5py.Dataset, where: str, path: Path, file_size: int) -> tuple[int, int]:
+    """First byte and number of bytes of an array that is allowed."""
     plist = data.id.get_create_plist()
     if plist.get_layout() != h5py.h5d.CONTIGUOUS or plist.get_external_count() or plist.get_nfilters():
         raise RunFormatError(f"{path}: `{where}` must be a contiguous array inside this file; got another storage")
@@ -234,3 +288,4 @@ def _check_dataset(data: h5py.Dataset, where: str, path: Path, file_size: int) -
         raise RunFormatError(
             f"{path}: `{where}` must lie inside the file; it declares {n_bytes} bytes that are not there"
         )
+    return offset, n_bytes

@@ -29,6 +29,7 @@ from dynprobe.storage.layout import (
     is_safe_name,
     temporary_path,
 )
+from dynprobe.storage.ledger import enter
 
 # HDF5's own bookkeeping: more than it needs for a file, and for each array with the folders above it.
 _BYTES_PER_FILE = 2**16
@@ -183,11 +184,17 @@ class FileWriter:
         self._write_meta()
         self._file.flush()
         size = self._file.id.get_filesize()
+        extents = {
+            name: (data.id.get_offset(), data.id.get_storage_size(), self._digests[name].hexdigest())
+            for name, data in self._datasets.items()
+            if data.size
+        }
         self._close()
         os.truncate(self._temporary, size)  # give back what was reserved and not needed
         sync_file(self._temporary)
         self._temporary.replace(self._path)
         sync_folder(self._path.parent)
+        enter(self._path, size, extents)  # only now: a line of the ledger without its file would mean a loss
 
     def _close(self) -> None:
         try:
@@ -222,12 +229,13 @@ def _empty_file() -> bytes:
     return image.getvalue()
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a small text file so that readers see the old or the new content, never a part."""
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a small file so that readers see the old or the new content, never a part."""
     temporary = temporary_path(path)
+    temporary.unlink(missing_ok=True)  # one of that name may be a link to somewhere else
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with temporary.open("xb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)

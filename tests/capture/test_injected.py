@@ -115,3 +115,37 @@ def test_news_that_nobody_takes_end_no_program(
     assert "could not write" in capsys.readouterr().err
     monkeypatch.delenv(STATUS)
     report({"event": "trainer"})
+
+
+def test_a_rehearsal_ends_where_training_would_begin(
+    make_trainer: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    a_new_program: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options(monkeypatch, tmp_path / "run", dry_run=True, settings={"schedule": "every:5"})
+    trainer = make_trainer()
+    attach_from_environment(trainer)
+    with pytest.raises(SystemExit) as end:
+        trainer.train()
+    assert end.value.code == 0
+    assert trainer.state.global_step == 0
+    said = capsys.readouterr().err
+    assert "a rehearsal, nothing is captured" in said
+    assert "for each snapshot" in said
+    assert "4 snapshots:" in said
+    assert "free on the disk" in said
+    assert {"event": "rehearsal"} in news(a_new_program)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rehearsal_that_fails_ends_the_program_too(
+    make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a_new_program: Path
+) -> None:
+    options(monkeypatch, tmp_path / "run", dry_run=True, settings={"layers": "77"})
+    trainer = make_trainer()
+    attach_from_environment(trainer)
+    with pytest.warns(UserWarning, match="this training is not captured: `layers` must lie in"), pytest.raises(SystemExit):
+        trainer.train()
+    assert news(a_new_program)[-1]["event"] == "fault"

@@ -138,7 +138,7 @@ def test_settings_say_what_they_expect(words: dict[str, str]) -> None:
         (25_000_000, {}, "attention of 16 examples instead of 64"),
         (12_000_000, {"attention": "none"}, "snapshots instead of 9"),
         (3_000_000, {"attention": "none"}, "hidden states of 1024 tokens instead of 8192"),
-        (2_300_000, {"attention": "none"}, "hidden states of one layer in 2 instead of all"),
+        (2_200_000, {"attention": "none"}, "hidden states of one layer in 2 instead of all"),
         (3_000_000, {"hidden": "none"}, "attention of 4 examples instead of 64"),
     ],
 )

@@ -192,7 +192,7 @@ def test_all_arrays_that_overflow_cost_one_more_pass(tmp_path: Path) -> None:
             layer.output.LayerNorm.weight.fill_(1e6)
     with Recorder(model, probe_set(), tmp_path / "run") as recorder:
         recorder.snapshot(0)
-        assert len(passes) == 2
+        assert len(passes) == 2 + 2, "two looks at how the model is built, then one pass more than usual"
         recorder.snapshot(1)
         assert len(passes) == 3, "the run remembers"
     one = open_run(tmp_path / "run")[1]

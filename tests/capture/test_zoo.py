@@ -57,9 +57,14 @@ DECODERS = {
     ),
     "llama": tf.LlamaConfig(**GQA),
     "qwen2": tf.Qwen2Config(**{k: v for k, v in GQA.items() if k != "head_dim"}),
+    "qwen2-sliding": tf.Qwen2Config(
+        **{k: v for k, v in GQA.items() if k != "head_dim"}, use_sliding_window=True, sliding_window=4, max_window_layers=1
+    ),
     "qwen3": tf.Qwen3Config(**GQA),
     "mistral": tf.MistralConfig(**GQA, sliding_window=4),
+    "gemma": tf.GemmaConfig(**GQA),
     "gemma2": tf.Gemma2Config(**GQA, sliding_window=4),
+    "gemma3": tf.Gemma3TextConfig(**GQA, sliding_window=4, layer_types=["sliding_attention", "full_attention"]),
     "mixtral": tf.MixtralConfig(**GQA, num_local_experts=2, num_experts_per_tok=1),
 }  # fmt: skip
 BOTH = {

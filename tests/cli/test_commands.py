@@ -75,7 +75,7 @@ def test_info_as_json(call: Callable[..., tuple[int, str, str]], run_a: Path) ->
 def test_verify_finds_one_flipped_bit(call: Callable[..., tuple[int, str, str]], run_a: Path, tmp_path: Path) -> None:
     code, text, _ = call("verify", run_a)
     assert code == 0
-    assert "5 of 5 files intact" in text
+    assert "7 of 7 files intact" in text
     copy = tmp_path / "damaged"
     shutil.copytree(run_a, copy)
     file = copy / "snapshots" / "step-00000002.h5"
@@ -85,7 +85,7 @@ def test_verify_finds_one_flipped_bit(call: Callable[..., tuple[int, str, str]],
     code, text, errors = call("verify", copy)
     assert code == 3
     assert "step-00000002.h5" in errors
-    assert "4 of 5 files intact" in text
+    assert "6 of 7 files intact" in text
 
 
 def test_compare_prints_tables_and_writes_page_and_numbers(

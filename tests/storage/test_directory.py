@@ -2,15 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
 from dynprobe.errors import RunFormatError, UsageError
 from dynprobe.storage.directory import (
     append_scalars,
-    claim,
     free_bytes,
     is_run,
     list_steps,
@@ -21,14 +18,22 @@ from dynprobe.storage.directory import (
     sweep,
     write_manifest,
 )
-from dynprobe.storage.layout import MANIFEST, SCALARS, SNAPSHOTS, probe_path, snapshot_path
+from dynprobe.storage.layout import LEDGER, MANIFEST, SCALARS, SNAPSHOTS, probe_path, snapshot_path
+from dynprobe.storage.ledger import Ledger, read_ledger
 
 
 def _files(path):
     return sorted(str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir())
 
 
-OWN = [".writer.lock", "manifest.json", "probes/main.h5", "snapshots/step-00000000.h5", "snapshots/step-00000010.h5"]
+OWN = [
+    ".writer.lock",
+    "ledger.jsonl",
+    "manifest.json",
+    "probes/main.h5",
+    "snapshots/step-00000000.h5",
+    "snapshots/step-00000010.h5",
+]
 
 
 def test_new_run(tmp_path):
@@ -64,7 +69,8 @@ def test_force_removes_the_run_and_nothing_else(run):
     (run / SNAPSHOTS / "step-00000099.h5").mkdir()
     append_scalars(run, {"step": 1})
     prepare(run, force=True, resume=False)
-    assert _files(run) == sorted([".writer.lock", *foreign])
+    assert _files(run) == sorted([".writer.lock", "ledger.jsonl", *foreign])
+    assert read_ledger(run) == Ledger()
     assert (run / SNAPSHOTS / "step-00000099.h5").is_dir()
 
 
@@ -104,61 +110,6 @@ def test_linked_files_are_unlinked_not_followed(run, tmp_path):
     prepare(run, force=True, resume=False)
     assert target.read_text() == "keep"
     assert list_steps(run) == ()
-
-
-CLAIM = """
-import sys
-from pathlib import Path
-from dynprobe.storage.directory import claim
-stream = claim(Path(sys.argv[1]))
-print("claimed", flush=True)
-sys.stdin.read()
-"""
-
-
-def test_one_writer_at_a_time(run):
-    command = [sys.executable, "-c", CLAIM, str(run)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"claimed\n"
-        with pytest.raises(UsageError, match="must have one writer; another process writes to it now"):
-            claim(run)
-        for flags in ({"force": True, "resume": False}, {"force": False, "resume": True}):
-            with pytest.raises(UsageError, match="must have one writer"):
-                prepare(run, **flags)
-        assert _files(run) == OWN
-        other.kill()
-    claim(run).close()
-
-
-def test_claim_ends_with_its_file(run):
-    claim(run).close()
-    with claim(run), pytest.raises(UsageError, match="must have one writer"):
-        claim(run)
-
-
-def test_without_locks_nothing_is_claimed(run, monkeypatch):
-    def no_locks(stream, how):
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", no_locks)
-    with claim(run), claim(run):
-        pass
-
-
-WITHOUT_FCNTL = """
-import sys
-from pathlib import Path
-sys.modules["fcntl"] = None
-from dynprobe.storage import directory
-assert directory.fcntl is None
-with directory.claim(Path(sys.argv[1])), directory.claim(Path(sys.argv[1])):
-    pass
-"""
-
-
-def test_system_without_fcntl(run):
-    """As on Windows: the module can be imported, and claiming blocks nobody."""
-    subprocess.run([sys.executable, "-c", WITHOUT_FCNTL, str(run)], check=True)
 
 
 def test_steps_are_sorted_and_foreign_names_left_out(run):
@@ -244,6 +195,7 @@ def test_scalars_come_back_without_the_half_line(run):
 def test_scalars_of_a_stranger(run, tmp_path, monkeypatch):
     long = json.dumps({"step": 0, "text": "x" * 2**20})
     (run / SCALARS).write_bytes(b'\xff\n[1]\n3\n\n{"step": 5}\n' + b"[" * 50_000 + b"\n" + long.encode() + b"\n")
+    (run / LEDGER).unlink()  # with it, every line must be as it was written
     assert read_scalars(run) == [{"step": 5}]
     monkeypatch.setattr("dynprobe.storage.directory.MAX_SCALARS_BYTES", 10)
     with pytest.raises(RunFormatError, match=r"scalars\.jsonl: must be an ordinary file of at most 10 bytes"):

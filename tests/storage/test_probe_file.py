@@ -92,8 +92,8 @@ def test_huge_batch_size_is_refused(tmp_path, probe, monkeypatch):
     path = _write(tmp_path / "x.h5", probe)
     open_file = probe_file.FileReader
 
-    def with_infinity(path):
-        file = open_file(path)
+    def with_infinity(path, **options):
+        file = open_file(path, **options)
         file.meta["batch_size"] = float("inf")
         return file
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 
 import h5py
 import numpy as np
@@ -26,6 +27,14 @@ def _soft_link(file):
     file["x"] = h5py.SoftLink("/a")
 
 
+def _soft_link_inside_groups(file):
+    file.create_group("g/h")["x"] = h5py.SoftLink("/a")
+
+
+def _dangling_soft_link(file):
+    file.create_group("g")["x"] = h5py.SoftLink("/nowhere")
+
+
 def _external_storage(file):
     file.create_dataset("x", (4,), "u1", external=[("/etc/passwd", 0, 4)])
 
@@ -42,6 +51,51 @@ def _chunked(file):
 
 def _compressed(file):
     file.create_dataset("x", data=ONES, compression="gzip")
+
+
+def _unknown_filter(file):
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_chunk((4,))
+    plist.set_filter(32_123, h5py.h5z.FLAG_OPTIONAL)
+    h5py.h5d.create(file.id, b"x", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((4,)), plist)
+
+
+def _decompression_bomb(file):
+    """60 MB of zeros in about 60 kB."""
+    file.create_dataset("x", (60_000_000,), "u1", compression="gzip", chunks=(60_000_000,))[:8] = 0
+
+
+def _chunk_bomb(file):
+    """Reading one value would need all of a chunk of a gigabyte."""
+    file.create_dataset("x", (2**28,), "f4", chunks=(2**28,))
+
+
+def _extendible(file):
+    file.create_dataset("x", (4,), "f4", maxshape=(None,))
+
+
+def _attribute(file):
+    file["a"].attrs["x"] = 1
+
+
+def _attribute_of_a_group(file):
+    file.create_group("g").attrs["x"] = "text of any length"
+
+
+def _attribute_of_the_file(file):
+    file.attrs["x"] = ONES
+
+
+def _array_type(file):
+    file.create_dataset("x", (2,), dtype=np.dtype(("f4", (3,))))
+
+
+def _bit_field(file):
+    h5py.h5d.create(file.id, b"x", h5py.h5t.STD_B8LE, h5py.h5s.create_simple((4,)))
+
+
+def _region_reference(file):
+    file.create_dataset("x", (1,), dtype=h5py.regionref_dtype)
 
 
 def _compact(file):
@@ -169,6 +223,18 @@ HOSTILE = [
     (_external_link, "`x` must be a hard link; got ExternalLink"),
     (_external_link_inside_a_group, "`g/x` must be a hard link; got ExternalLink"),
     (_soft_link, "`x` must be a hard link; got SoftLink"),
+    (_soft_link_inside_groups, "`g/h/x` must be a hard link; got SoftLink"),
+    (_dangling_soft_link, "`g/x` must be a hard link; got SoftLink"),
+    (_unknown_filter, "`x` must be a contiguous array inside this file"),
+    (_decompression_bomb, "`x` must be a contiguous array inside this file"),
+    (_chunk_bomb, "`x` must be a contiguous array inside this file"),
+    (_extendible, "`x` must be a contiguous array inside this file"),
+    (_attribute, "`a` must have no attributes; got 1"),
+    (_attribute_of_a_group, "`g` must have no attributes; got 1"),
+    (_attribute_of_the_file, "`/` must have no attributes; got 1"),
+    (_array_type, "`x` must"),
+    (_bit_field, "`x` must hold plain little-endian numbers"),
+    (_region_reference, "`x` must hold plain little-endian numbers"),
     (_external_storage, "`x` must be a contiguous array inside this file"),
     (_virtual, "`x` must be a contiguous array inside this file"),
     (_chunked, "`x` must be a contiguous array inside this file"),
@@ -215,6 +281,43 @@ def test_hostile_file_is_refused(tmp_path, seal, build, message):
         FileReader(tmp_path / "x.h5")
 
 
+def test_hostile_files_cost_no_memory(tmp_path, seal):
+    """What a file declares is refused before anything of that size is made."""
+    for build in (_decompression_bomb, _chunk_bomb, _terabytes):
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file["a"] = ONES
+            seal(file)
+            build(file)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(RunFormatError):
+            FileReader(tmp_path / "x.h5")
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB; the bombs are 60 MB and more
+
+
+def test_arrays_that_lie_over_each_other(tmp_path, seal):
+    """One megabyte under a hundred names would take a hundred to read."""
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for number in range(3):
+            file.create_dataset(f"a{number}", data=np.full(4096, number, "u1"))
+        seal(file)
+        places = [file[f"a{number}"].id.get_offset() for number in range(3)]
+    whole = (tmp_path / "x.h5").read_bytes()
+    size = (4096).to_bytes(8, "little")
+    for place in places[1:]:
+        assert whole.count(place.to_bytes(8, "little") + size) == 1
+        whole = whole.replace(place.to_bytes(8, "little") + size, places[0].to_bytes(8, "little") + size)
+    (tmp_path / "x.h5").write_bytes(whole)
+    with pytest.raises(RunFormatError, match="its arrays must lie beside each other; got one that begins inside another"):
+        FileReader(tmp_path / "x.h5")
+
+
+def test_a_file_that_begins_later_is_no_file_of_ours(tmp_path, good):
+    """HDF5 would look for its signature behind 512, 1024, 2048 … bytes of anything, such as a program."""
+    (tmp_path / "x.h5").write_bytes(b"#!/bin/sh".ljust(512, b"\0") + good.read_bytes())
+    with pytest.raises(RunFormatError, match="which begins as HDF5 files do; got b'#!/bin/s'"):
+        FileReader(tmp_path / "x.h5")
+
+
 def test_the_same_file_without_hostility_is_read(tmp_path, seal):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["a"] = ONES
@@ -254,7 +357,11 @@ FACTS = {"sha256": "0" * 64, "shape": [4], "dtype": "<f4"}
         ([1], "integer `format`; got None"),
         (b'{"format": 1, "x": NaN}', "must hold a JSON object; got NaN, which is no JSON number"),
         (b"\xff{", "must hold a JSON object"),
-        (b"[" * 100_000, "must hold a JSON object"),
+        (b"[" * 100_000, "must hold a JSON object; got objects inside objects without end"),
+        (b'{"a":' * 100_000, "must hold a JSON object; got objects inside objects without end"),
+        (b"[" + b"[]," * 1_000_001 + b"[]]", "must hold a JSON object; got more than 1000000 objects and arrays"),
+        (b'{"format": 1, "x": 1e999}', "must hold a JSON object; got 1e999, which is no finite number"),
+        (b'{"format": ' + b"1" * 5000 + b"}", "must hold a JSON object; got Exceeds the limit"),
         ({"format": 1}, "must hold exactly the arrays that it describes"),
         ({"format": 1, "datasets": {}}, "must hold exactly the arrays that it describes"),
         ({"format": 1, "datasets": {"a": FACTS, "b": FACTS}}, "must hold exactly the arrays that it describes"),
@@ -315,7 +422,7 @@ def test_what_is_no_ordinary_file_is_refused_without_waiting(tmp_path, good):
         "folder.h5": "got a folder",
         "pipe.h5": "got a device or pipe",
         "missing.h5": "No such file",
-        "empty.h5": "must be a complete dynprobe file; got OSError",
+        "empty.h5": "must be a complete dynprobe file, which begins as HDF5 files do; got b''",
         "x\0.h5": "null",
     }.items():
         with pytest.raises(RunFormatError, match=message):

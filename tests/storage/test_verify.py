@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from dynprobe.errors import RunFormatError
-from dynprobe.storage.layout import MANIFEST, PROBES, SNAPSHOTS, probe_path, snapshot_path
+from dynprobe.storage.layout import LEDGER, MANIFEST, PROBES, SNAPSHOTS, probe_path, snapshot_path
 from dynprobe.storage.probe_file import write_probe_set
+from dynprobe.storage.sealed import seal
 from dynprobe.storage.verify import verify_run
 from dynprobe.storage.writer import FileWriter
 
@@ -18,9 +19,10 @@ def _problems(run):
 
 def test_intact_run_has_no_problems(run):
     checks = list(verify_run(run))
-    assert [check.problems for check in checks] == [()] * 4
-    assert [check.path.name for check in checks] == [MANIFEST, "main.h5", "step-00000000.h5", "step-00000010.h5"]
-    assert [check.n_arrays for check in checks] == [0, 5, 2, 2]
+    assert [check.problems for check in checks] == [()] * 5
+    names = [MANIFEST, LEDGER, "main.h5", "step-00000000.h5", "step-00000010.h5"]
+    assert [check.path.name for check in checks] == names
+    assert [check.n_arrays for check in checks] == [0, 0, 5, 2, 2]
 
 
 def test_temporary_files_of_a_living_writer_are_no_problem(run):
@@ -45,7 +47,9 @@ def test_truncated_snapshot(run):
     path.write_bytes(path.read_bytes()[:-100])
     problems = _problems(run)
     assert list(problems) == ["snapshots/step-00000000.h5"]
-    assert "must be a complete dynprobe file" in problems["snapshots/step-00000000.h5"]
+    assert "bytes, " in problems["snapshots/step-00000000.h5"]
+    (run / LEDGER).unlink()
+    assert "must be a complete dynprobe file" in _problems(run)["snapshots/step-00000000.h5"]
 
 
 def test_damaged_probe_set(run, probe):
@@ -92,7 +96,10 @@ def test_snapshot_of_something_else(run, probe, meta, problem):
 
 def test_swapped_snapshots(run):
     snapshot_path(run, 10).replace(snapshot_path(run, 20))
-    assert _problems(run) == {"snapshots/step-00000020.h5": "holds step 10, not the one in its name"}
+    assert _problems(run) == {
+        "snapshots/step-00000010.h5": "is missing; it was finished, and the ledger has it",
+        "snapshots/step-00000020.h5": "holds step 10, not the one in its name",
+    }
 
 
 def test_folder_and_link_instead_of_snapshots(run):
@@ -112,6 +119,9 @@ def test_foreign_files(run):
 
 def test_manifest(run):
     (run / MANIFEST).write_text('{"format": 1}')
+    unsealed = "must end in its checksum `seal`; it is damaged, or was changed by another program"
+    assert _problems(run) == {MANIFEST: f"does not describe the model {unsealed}"}
+    (run / MANIFEST).write_bytes(seal({"format": 1}))
     assert _problems(run) == {MANIFEST: "does not describe the model"}
     (run / MANIFEST).write_text("{")
     assert "must hold a JSON object" in _problems(run)[MANIFEST]

@@ -18,7 +18,7 @@ from dynprobe.errors import RunFormatError
 from dynprobe.storage.directory import sweep
 from dynprobe.storage.layout import snapshot_path
 from dynprobe.storage.reader import FileReader
-from dynprobe.storage.writer import FileWriter, write_text_atomically
+from dynprobe.storage.writer import FileWriter, write_atomically
 
 
 def _names(folder):
@@ -189,13 +189,27 @@ def test_stale_temporary_link_is_not_followed(tmp_path):
     assert _names(tmp_path) == ["precious", "x.h5"]
 
 
-def test_text_is_replaced_whole(tmp_path):
+def test_text_is_replaced_whole(tmp_path, monkeypatch):
     file = tmp_path / "manifest.json"
-    write_text_atomically(file, "old")
-    with pytest.raises(UnicodeEncodeError, match="surrogates"):
-        write_text_atomically(file, "new \ud800")
+    write_atomically(file, b"old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(file, b"new")
     assert file.read_text() == "old"
     assert _names(tmp_path) == ["manifest.json"]
+
+
+def test_stale_temporary_link_of_a_text_is_not_followed(tmp_path):
+    target = tmp_path / "precious"
+    target.write_text("keep")
+    (tmp_path / f"manifest.json.{os.getpid()}.tmp").symlink_to(target)
+    write_atomically(tmp_path / "manifest.json", b"new")
+    assert target.read_text() == "keep"
+    assert _names(tmp_path) == ["manifest.json", "precious"]
 
 
 KILLED = """
