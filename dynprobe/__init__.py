@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from dynprobe.analysis import compare
     from dynprobe.capture.callback import DynprobeCallback, attach
+    from dynprobe.capture.lightning import LightningCallback as LightningCallback
     from dynprobe.capture.recorder import Recorder
     from dynprobe.capture.settings import CaptureSettings
     from dynprobe.errors import DynprobeError
@@ -24,6 +25,7 @@ _HOMES = {
     "CaptureSettings": "dynprobe.capture.settings",
     "DynprobeCallback": "dynprobe.capture.callback",
     "DynprobeError": "dynprobe.errors",
+    "LightningCallback": "dynprobe.capture.lightning",  # not in __all__: a star import must not need Lightning
     "ProbeSet": "dynprobe.probe_set",
     "Recorder": "dynprobe.capture.recorder",
     "Result": "dynprobe.result",

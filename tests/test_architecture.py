@@ -23,7 +23,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"errors", "metrics", "run", "result", "probe_set"},
         {"torch", "numpy", "scipy", "sklearn", "pandas"},
     ),
-    "finetune": ({"errors", "metrics"}, {"torch", "transformers", "accelerate"}),
+    "finetune": ({"errors", "metrics"}, {"torch", "transformers", "accelerate", "safetensors"}),
     "report": ({"errors", "result"}, {"numpy", "scipy", "pandas", "matplotlib", "seaborn", "jinja2", "markupsafe"}),
     "experiments": (
         {
@@ -69,6 +69,8 @@ LATE_IMPORTS = {
     "capture/live.py": {"dynprobe.analysis.drift"},
     "capture/bootstrap/sitecustomize.py": {"dynprobe.capture.injected", "dynprobe.capture.injected_loops"},
 }
+# Files that are only imported by who has installed the optional package that they are about.
+OPTIONAL_FILES = {"capture/lightning.py": {"lightning"}}
 _STANDARD = {"__future__"}
 
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 400, 60, 9
@@ -116,9 +118,11 @@ def broken_rules(package: Path = PACKAGE) -> list[str]:
                 target = rest[0] if rest else "__init__"
                 if target not in (ours | {room}):
                     found.append(f"{where}: room {room} must not import {module}")
+                if f"{'/'.join(rest)}.py" in OPTIONAL_FILES and room != "__init__":
+                    found.append(f"{where}: only `dynprobe` itself may import {module}, when it is asked for")
                 if not at_top and room not in ("cli", "__init__"):
                     found.append(f"{where}: imports {module} inside a function")
-            elif first not in (outside | _STANDARD | set(sys.stdlib_module_names)):
+            elif first not in (outside | OPTIONAL_FILES.get(where, set()) | _STANDARD | set(sys.stdlib_module_names)):
                 found.append(f"{where}: room {room} must not import {module}")
     return found
 
@@ -136,6 +140,8 @@ def test_rooms_import_only_what_they_may() -> None:
         ("storage/reader.py", "import torch", "room storage must not import torch"),
         ("run.py", "def f():\n    from dynprobe.errors import UsageError", "inside a function"),
         ("capture/models.py", "import peft", "at the top"),
+        ("capture/recorder.py", "import lightning", "room capture must not import lightning"),
+        ("capture/recorder.py", "from dynprobe.capture.lightning import LightningCallback", "only `dynprobe` itself"),
         ("helpers/things.py", "import os", "is in no known room"),
     ],
 )

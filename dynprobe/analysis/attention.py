@@ -85,7 +85,7 @@ def attention_js(
         read = LayerReader(stack, kind, layer, specials=specials)
         for pair in matched:
             n_heads = pair.a.snapshot.n_heads(stack, kind)
-            movement = _movement(read, pair, n_heads, causal=kind == "self" and (pair, stack) in causal)
+            movement = movement_of(read, pair, n_heads, causal=kind == "self" and (pair, stack) in causal)
             n_skipped += movement.n_skipped
             where = {**pair.columns(), "stack": stack, "layer": layer, "position": _position(kind)}
             where["resolution"] = _resolution(pair, stack, kind, layer)
@@ -193,7 +193,7 @@ class Movement:
     n_skipped: int
 
 
-def _movement(read: LayerReader, pair: Pair, n_heads: int, *, causal: bool) -> Movement:
+def movement_of(read: LayerReader, pair: Pair, n_heads: int, *, causal: bool) -> Movement:
     stored = [moment.snapshot.attention_examples(read.stack) for moment in (pair.a, pair.b)]
     examples = tuple(int(example) for example in np.intersect1d(stored[0], stored[1]))
     values = np.full((len(examples), n_heads), np.nan)

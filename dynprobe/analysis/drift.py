@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dynprobe.analysis.attention import Movement, _movement
+from dynprobe.analysis.attention import Movement, movement_of
 from dynprobe.analysis.attention_rows import LayerReader
 from dynprobe.analysis.causality import is_causal
 from dynprobe.analysis.isotropy import MIN_EXAMPLES
@@ -161,7 +161,7 @@ def _attention_values(pair: Pair) -> Iterator[_Value]:
             causal = kind == "self" and is_causal(pair.a, stack) and is_causal(pair.b, stack)
             for layer in snapshot.attention_layers(stack, kind):
                 read = LayerReader(stack, kind, layer, specials=False)
-                found = _movement(read, pair, snapshot.n_heads(stack, kind), causal=causal)
+                found = movement_of(read, pair, snapshot.n_heads(stack, kind), causal=causal)
                 yield _divergence(found, _Value(ATTENTION, _place(stack, kind), layer))
 
 

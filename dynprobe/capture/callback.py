@@ -1,21 +1,19 @@
 """Capture inside transformers' Trainer."""
 
 import sys
-import traceback
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dynprobe.capture.default_probe import TRAINING_DATA_NOTE, probe_set_from_trainer
+from dynprobe.capture.capturing import Capturing
+from dynprobe.capture.default_probe import probe_set_from_trainer
 from dynprobe.capture.guard import sharded_parts, unwrapped
-from dynprobe.capture.live import LiveDrift, live_drift, log_to_trainer
-from dynprobe.capture.news import say
+from dynprobe.capture.live import live_drift, log_to_trainer
 from dynprobe.capture.ranks import Ranks
 from dynprobe.capture.recorder import Recorder
-from dynprobe.capture.settings import CaptureSettings
 from dynprobe.errors import CaptureError
 from dynprobe.probe_set import ProbeSet
 
@@ -37,7 +35,7 @@ _ARGUMENTS = (
 )
 
 
-class DynprobeCallback(TrainerCallback):
+class DynprobeCallback(Capturing, TrainerCallback):
     """Takes snapshots during ``trainer.train()``: at step 0, as scheduled, and after the last optimizer step.
 
     The last snapshot holds the weights that training ended with, also after early stopping, and never a best model that the
@@ -69,36 +67,9 @@ class DynprobeCallback(TrainerCallback):
     >>> trainer = Trainer(model, args, callbacks=[DynprobeCallback("runs/seed-1")])  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        run_dir: str | Path,
-        *,
-        probe_set: ProbeSet | None = None,
-        settings: CaptureSettings | None = None,
-        facts: Mapping[str, Any] | None = None,
-        existing: str = "refuse",
-        on_snapshot: Callable[[int, Path], None] | None = None,
-        live: bool = False,
-        strict: bool = False,
-    ) -> None:
-        self.run_dir = Path(run_dir)
-        self.probe_set = probe_set
-        self.settings = settings or CaptureSettings()
-        self.facts = dict(facts or {})
-        self.existing = existing
-        self.on_snapshot = on_snapshot
-        self.live = live
-        self.strict = strict
-        self._drift: LiveDrift | None = None
-        self._begun_with: tuple[int, Path] | None = None
-        self._trainer: weakref.ref[Trainer] | None = None
-        self._recorder: Recorder | None = None
-        self._steps: frozenset[int] = frozenset()
-
-    @property
-    def recorder(self) -> Recorder | None:
-        """The recorder while a training is being captured."""
-        return self._recorder
+    _trainer: weakref.ref[Trainer] | None = None
+    _logs_drift = False
+    _steps: frozenset[int] = frozenset()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -128,18 +99,8 @@ class DynprobeCallback(TrainerCallback):
         self._begin(recorder, state)
 
     def _begin(self, recorder: Recorder, state: TrainerState) -> None:
-        recorder.__enter__()
-        self._recorder, self._steps = recorder, frozenset(recorder.plan.steps)
-        if recorder.probe_set.origin.startswith("training data"):
-            recorder.note(TRAINING_DATA_NOTE)
-        for note in recorder.notes if state.is_world_process_zero else ():
-            say(note, stacklevel=3)
-        try:
-            recorder.snapshot(state.global_step)
-        except BaseException as error:
-            recorder.fault(str(error) or repr(error))
-            self._stop()
-            raise
+        self._steps = frozenset(recorder.plan.steps)
+        self._open(recorder, lambda recorder: recorder.snapshot(state.global_step))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -147,8 +108,7 @@ class DynprobeCallback(TrainerCallback):
         """Log the drift from here on, now that every other callback has begun and can take what is logged."""
         if self.live and self._drift is None and self._recorder is not None and self._trainer is not None:
             self._drift = live_drift(self._log_drift)
-            if self._begun_with is not None:
-                self._drift(*self._begun_with)
+            self._log_new()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Take the snapshot of a scheduled step, and of the last."""
@@ -166,7 +126,8 @@ class DynprobeCallback(TrainerCallback):
         """Keep what the trainer logs."""
         record = {"step": state.global_step, **(logs or {})}
         self._shielded(lambda recorder: recorder.log(record))
-        self._last(state, control)
+        if not self._logs_drift:  # which one process does alone, and a snapshot may need all
+            self._last(state, control)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Early stopping is decided here: then these are the last weights."""
@@ -196,49 +157,22 @@ class DynprobeCallback(TrainerCallback):
         """Whether the Trainer ran out of memory and starts the same training again with a smaller batch."""
         return self._recorder is not None and bool(args.auto_find_batch_size)
 
-    def _announced(self, step: int, path: Path) -> None:
-        if self.on_snapshot is not None:
-            self.on_snapshot(step, path)
-        if self._drift is not None:
-            self._drift(step, path)
-        else:
-            self._begun_with = step, path
-
     def _log_drift(self, numbers: Mapping[str, float], step: int) -> None:
         trainer = self._trainer() if self._trainer is not None else None
         if trainer is not None:
-            log_to_trainer(trainer, numbers)
+            self._logs_drift = True
+            try:
+                log_to_trainer(trainer, numbers)
+            finally:
+                self._logs_drift = False
 
     def _last(self, state: TrainerState, control: TrainerControl) -> None:
         if control.should_training_stop:
             self._snapshot(state.global_step)
 
-    def _snapshot(self, step: int) -> None:
-        self._shielded(lambda recorder: recorder.snapshot(step))
-
-    def _shielded(self, action: Callable[[Recorder], Any]) -> None:
-        """The one wall that keeps a capture fault from ending somebody's training."""
-        if self._recorder is None:
-            return
-        try:
-            action(self._recorder)
-        except Exception as error:  # whatever it is, the training is worth more
-            self._switch_off(str(error) or traceback.format_exc(limit=-1))
-            if self.strict:
-                raise
-
-    def _switch_off(self, reason: str) -> None:
-        is_noted = self._recorder is None or self._recorder.fault(reason)
-        self._stop()
-        if not self.strict:
-            unsaid = "" if is_noted else ". This could not be noted in the run, whose status is still `capturing`"
-            say(f"capture is switched off, training goes on: {reason}{unsaid}", stacklevel=5)
-
     def _stop(self, *, finished: bool = True) -> None:
-        if self._recorder is not None:
-            self._recorder.close(finished=finished)
-            self._recorder = None
-        self._drift = self._trainer = self._begun_with = None
+        super()._stop(finished=finished)
+        self._trainer = None
 
 
 def attach(trainer: Trainer, run_dir: str | Path, **options: Any) -> DynprobeCallback:

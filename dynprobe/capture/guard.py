@@ -143,12 +143,23 @@ def _resharded(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        if running and hasattr(parts[0], "reset_iter_state"):  # from torch 2.13 on
+        if running:
             inner = {id(module) for part in parts for module in part.modules() if module is not part}
             for part in parts:
-                if id(part) not in inner:
+                if not hasattr(part, "reset_iter_state"):
+                    _forget_pass(part)
+                elif id(part) not in inner:
                     part.reset_iter_state()
         reshard(model)
+
+
+def _forget_pass(part: Any) -> None:
+    """What ``reset_iter_state`` does, which torch has from 2.13 on: otherwise training would go on in the middle of a pass."""
+    state = part._get_fsdp_state()
+    state._state_ctx.iter_forward_root = None
+    groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+    for unit in (state, *(group for group in groups if group is not None)):
+        unit._training_state = type(unit._training_state).IDLE
 
 
 @contextmanager

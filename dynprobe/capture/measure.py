@@ -234,20 +234,33 @@ def with_positions(model: nn.Module, probe: ProbeSet, architecture: Architecture
     )
 
 
-def real_blocks(batch: Batch, key: Key, attention: Tensor) -> Iterator[Tensor]:
-    """Attention of one block among real tokens: one (n_heads, n_query, n_key) tensor per example of the batch.
+def real_attention(batch: Batch, key: Key, attention: Tensor, *, n_examples: int, only: str | None = None) -> Tensor:
+    """Attention of one block among real tokens, flat: example after example, each in the order (head, query, key).
 
     Virtual tokens (prompt and prefix tuning) precede the others; they stay as keys and are left out as queries.
+
+    Parameters
+    ----------
+    batch
+        The batch.
+    key
+        Stack and kind of attention.
+    attention
+        (n_examples, n_heads, n_query, n_key).
+    n_examples
+        Of the first so many examples of the batch.
+    only
+        ``"first"`` or ``"last"``: of that real token alone as query; ``None`` for all of them.
     """
     stack, kind = key
-    query_real = batch.real[stack]
-    key_real = batch.real["encoder" if kind == "cross" else stack]
-    n_virtual = attention.shape[-1] - key_real.shape[1]
-    for example in range(len(query_real)):
-        queries = np.flatnonzero(query_real[example]) + attention.shape[-2] - query_real.shape[1]
-        keys = np.concatenate([np.arange(n_virtual), np.flatnonzero(key_real[example]) + n_virtual])
-        block = attention[example][:, torch.as_tensor(queries, device=attention.device)]
-        yield block[:, :, torch.as_tensor(keys, device=attention.device)]
+    queries, keys = (torch.as_tensor(batch.real[name][:n_examples]) for name in (stack, "encoder" if kind == "cross" else stack))
+    if only is not None:
+        rank = queries.cumsum(dim=1) if only == "first" else queries.flip(1).cumsum(dim=1).flip(1)
+        queries = queries & (rank == 1)
+    queries = nn.functional.pad(queries, (attention.shape[-2] - queries.shape[1], 0))
+    keys = nn.functional.pad(keys, (attention.shape[-1] - keys.shape[1], 0), value=True)
+    wanted = (queries[:, :, None] & keys[:, None, :]).to(attention.device)
+    return attention[:n_examples].masked_select(wanted[:, None])
 
 
 def tokens(measurement: Measurement, stack: str, layer: int) -> Tensor:

@@ -1,6 +1,5 @@
 """The Recorder: takes snapshots of a live model into a run directory."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -9,13 +8,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
-import transformers
 from torch import nn
 
 from dynprobe.capture.architecture import Architecture, describe_model
 from dynprobe.capture.guard import attention_implementation, reshard, set_eager_attention, undisturbed, unwrapped
+from dynprobe.capture.manifest import contents_of, contents_said, versions
 from dynprobe.capture.measure import find_taps, with_positions
 from dynprobe.capture.plan import Plan, make_plan
 from dynprobe.capture.ranks import NoFile, Ranks
@@ -40,13 +38,6 @@ from dynprobe.storage.layout import probe_path, snapshot_path
 from dynprobe.storage.probe_file import read_probe_set, write_probe_set
 
 EXISTING = ("refuse", "resume", "replace")
-# What a run holds that does not say it.
-_BEFORE_IT_COULD_BE_CHOSEN = {
-    "attention_dtype": "float16",
-    "attention_rows": "all",
-    "cross_attention": True,
-    "value_norms": False,
-}
 
 
 class Recorder:
@@ -137,7 +128,8 @@ class Recorder:
             with undisturbed(self._model) as guarded, self.ranks.in_step(guarded):
                 self.probe_set = with_positions(guarded, probe_set, self._architecture)
             self.plan: Plan = make_plan(self._architecture, self.probe_set, self._settings, max_steps=max_steps)
-            self.ranks.require_same("settings", f"{self._contents()} {self.plan.steps} {self._settings.weights}")
+            contents = contents_of(self.plan, self._architecture)
+            self.ranks.require_same("settings", f"{contents} {self.plan.steps} {self._settings.weights}")
         self._wide: set[str] = set()
         self._start: StartingWeights | None = None
         self._taps: Taps | None = None
@@ -349,34 +341,12 @@ class Recorder:
 
     def _require_same_contents(self) -> None:
         """Snapshots of one run must hold the same layers, tokens and examples, or they cannot be compared."""
-        before = read_manifest(self.path).get("contents")
-        if isinstance(before, dict):
-            before = {**_BEFORE_IT_COULD_BE_CHOSEN, **before}
-        if self.steps and before is not None and before != self._contents():
+        before, now = contents_said(read_manifest(self.path)), contents_of(self.plan, self._architecture)
+        if self.steps and before is not None and before != now:
             raise IncompatibleRunsError(
-                f"{self.path}: a run must go on with the same model and amounts, {before}; got {self._contents()}. "
+                f"{self.path}: a run must go on with the same model and amounts, {before}; got {now}. "
                 "Give the --hidden, --attention, --attention-dtype and --budget of its first part, or another run directory"
             )
-
-    def _contents(self) -> dict[str, Any]:
-        """What each snapshot holds, in numbers, as JSON would give them back."""
-        return {
-            "attention_examples": self.plan.n_attention_examples,
-            "attention_dtype": self.plan.attention_dtype,
-            "attention_rows": self.plan.attention_rows,
-            "cross_attention": self.plan.cross_attention,
-            "value_norms": self.plan.value_norms,
-            **{
-                stack.name: {
-                    "tokens": len(self.plan.rows[stack.name]),
-                    "layers": list(self.plan.layers[stack.name]),
-                    "n_layers": stack.n_layers,
-                    "n_heads": stack.n_heads,
-                    "d_model": stack.d_model,
-                }
-                for stack in self._architecture.stacks
-            },
-        }
 
     def _write_manifest(self) -> None:
         before = read_manifest(self.path)
@@ -395,12 +365,12 @@ class Recorder:
                 "max_steps": self._max_steps,
                 "schedule": self._settings.schedule,
                 "planned_steps": list(self.plan.steps),
-                "contents": self._contents(),
+                "contents": contents_of(self.plan, self._architecture),
                 "bytes_per_snapshot": self.plan.bytes_per_snapshot,
                 "training": self._facts or before.get("training", {}),
                 "command": sys.argv,
                 "threads": torch.get_num_threads(),
-                "versions": _versions(),
+                "versions": versions(),
                 "notes": list(dict.fromkeys(notes)),
                 "status": {"state": "capturing", "reason": None, "step": None},
             },
@@ -410,14 +380,3 @@ class Recorder:
 def _in_words(architecture: Architecture) -> str:
     stacks = (f"{s.n_layers} blocks, {s.n_heads} heads, width {s.d_model} ({s.name})" for s in architecture.stacks)
     return f"{architecture.model_class} with {' and '.join(stacks)}"
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "dynprobe": sys.modules["dynprobe"].__version__,
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": np.__version__,
-        "platform": f"{sys.platform}, {os.cpu_count()} cores",
-    }

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from dynprobe.capture.architecture import Architecture, Stack, transformer_inside
 from dynprobe.capture.background import InOrder
 from dynprobe.capture.guard import set_eager_attention
-from dynprobe.capture.measure import Batch, Measurement, batches, measure, real_blocks, tokens
+from dynprobe.capture.measure import Batch, Measurement, batches, measure, real_attention, tokens
 from dynprobe.capture.outputs import Said, what_it_says
 from dynprobe.capture.plan import Plan
 from dynprobe.capture.taps import NO_TAPS, Key, Take, Taps
@@ -234,7 +233,7 @@ class _Attention:
 
     def __init__(self, sink: _Sink, batch: Batch, job: SnapshotJob) -> None:
         self._sink, self._batch, self._job = sink, batch, job
-        self._first = {stack.name: stack.pooled[0] == "first" for stack in job.architecture.stacks}
+        self._cls = {stack.name: stack.pooled[0] for stack in job.architecture.stacks}
 
     def __call__(self, key: Key, layer: int, attention: Tensor) -> None:
         """Write one block's attention, (n_examples, n_heads, n_query, n_key)."""
@@ -246,12 +245,9 @@ class _Attention:
         if self._batch.start == 0:
             self._declare(stack, stored, layer, attention)
         n_kept = min(self._batch.stop, plan.n_attention_examples) - self._batch.start
-        row = slice(None, 1) if self._first[stack] else slice(-1, None)
-        blocks = [
-            (block[:, row] if only_cls else block).reshape(-1)
-            for block in islice(real_blocks(self._batch, key, attention), n_kept)
-        ]
-        self._sink.append(f"{_PROBE}/{stack}/{stored}_attention/{layer}", torch.cat(blocks))
+        only = self._cls[stack] if only_cls else None
+        values = real_attention(self._batch, key, attention, n_examples=n_kept, only=only)
+        self._sink.append(f"{_PROBE}/{stack}/{stored}_attention/{layer}", values)
 
     def _declare(self, stack: str, stored: str, layer: int, attention: Tensor) -> None:
         """Announce a ragged array; only the model itself knows how many virtual keys it adds."""

@@ -18,7 +18,7 @@ def info(run_dir: Path, as_json: bool) -> None:  # noqa: FBT001 - an option
 
     facts = facts_of(open_run(run_dir))
     if as_json:
-        out.print_json(json.dumps(facts, default=str))
+        out.print_json(json.dumps(facts, default=str), ensure_ascii=True)
         return
     lines = lines_of(facts)
     width = max(len(name) for name, _ in lines)

@@ -28,7 +28,7 @@ from dynprobe.storage.layout import (
 )
 from dynprobe.storage.ledger import enter, has_ledger, name_in_run, read_ledger, start_ledger
 from dynprobe.storage.reader import FileReader, checked_document
-from dynprobe.storage.sealed import append_line, has_broken_seal, is_ordinary, read_lines, seal
+from dynprobe.storage.sealed import append_line, complete_bytes, has_broken_seal, is_ordinary, read_lines, seal
 from dynprobe.storage.writer import write_atomically
 
 # Folders and files that a run directory may hold.
@@ -208,9 +208,9 @@ def read_scalars(path: Path) -> list[dict[str, Any]]:
 
 
 def scalars_bytes(path: Path) -> int:
-    """Size of ``scalars.jsonl``, 0 when it is missing."""
+    """Bytes of the complete lines of ``scalars.jsonl``, 0 when it is missing."""
     file = path / SCALARS
-    return file.stat().st_size if file.is_file() else 0
+    return complete_bytes(file) if is_ordinary(file, MAX_SCALARS_BYTES) else 0
 
 
 def free_bytes(path: Path) -> int:

@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 
 from dynprobe.errors import RunFormatError
+from dynprobe.storage.hdf5 import Hdf5File
 from dynprobe.storage.layout import (
     FORMAT_VERSION,
     MAX_DEPTH,
@@ -62,13 +63,15 @@ class FileReader:
         entry = entry_of(path)
         if entry is not None:
             require_frame(path, entry)
-        self._file = self._guard(lambda: h5py.File(path, "r", locking=False, rdcc_nbytes=0))
+        self._file: Hdf5File = self._guard(lambda: Hdf5File(path, "r"))
         try:
-            self._datasets = dict(self._guard(lambda: list(_allowed_datasets(self._file, path))))
+            self._datasets = dict(self._guard(lambda: list(_allowed_datasets(self._file.root, path))))
             self.meta = self._read_meta()
             self._check_against_meta()
             if entry is not None and self.extents() != entry.arrays:
-                raise RunFormatError(f"{path}: its arrays must lie where the ledger says; the ledger is not of this file")
+                raise RunFormatError(
+                    f"{path}: its arrays must lie where the ledger says; the ledger is not of this file"
+                )
         except BaseException:
             self._file.close()
             raise

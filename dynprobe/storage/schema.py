@@ -62,9 +62,11 @@ def require_inside(rows: np.ndarray, path: Path, stack: str) -> np.ndarray:
     probe = probe_path(run_of(path))
     limits = _limits(probe, probe.stat().st_mtime_ns) if probe.is_file() else {}
     limit = limits.get(stack) or limits.get("")
-    columns = rows.reshape(len(rows), -1).astype(object if rows.dtype == np.uint64 else np.int64)
+    columns = (rows if rows.ndim == 2 else rows[:, np.newaxis]).astype(object if rows.dtype == np.uint64 else np.int64)
     if len(rows) and (columns.min() < 0 or (limit and (columns >= np.array(limit[: columns.shape[1]])).any())):
-        raise RunFormatError(f"{path}: examples and positions must lie inside the probe set, {limit}; got {columns.max(0)}")
+        raise RunFormatError(
+            f"{path}: examples and positions must lie inside the probe set, {limit}; got {columns.max(0)}"
+        )
     return rows
 
 

@@ -128,6 +128,12 @@ def append_line(file: Path, record: Mapping[str, Any], *, sync: bool = False) ->
             raise
 
 
+def complete_bytes(file: Path) -> int:
+    """Bytes of the complete lines of a log."""
+    with file.open("rb") as stream:
+        return _end_of_log(stream)[0]
+
+
 def open_own(file: Path) -> int:
     """Descriptor of a file of the run for reading and writing; made when missing.
 
@@ -161,7 +167,9 @@ def read_lines(file: Path, *, max_bytes: int, max_line: int) -> Iterator[Line]:
             if is_unfinished and len(text) < max_line and not _END_AND_MORE.search(text):
                 return
             match = _END.search(text)
-            is_intact = match is not None and not is_unfinished and match[0] == _sealed_end(text[: match.start()], before)
+            is_intact = (
+                match is not None and not is_unfinished and match[0] == _sealed_end(text[: match.start()], before)
+            )
             yield Line(number, start, _record(text), match is not None, is_intact)
             before, start = match[1] if match else b"", start + len(text)
 

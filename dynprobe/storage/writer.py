@@ -20,6 +20,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from dynprobe.storage.hdf5 import Hdf5File
 from dynprobe.storage.layout import (
     FORMAT_VERSION,
     MAX_DEPTH,
@@ -34,8 +35,8 @@ from dynprobe.storage.ledger import enter
 # HDF5's own bookkeeping: more than it needs for a file, and for each array with the folders above it.
 _BYTES_PER_FILE = 2**16
 _BYTES_PER_ARRAY = 2**13
-# v110: readable by every HDF5 from 1.10 on. The chunk cache is switched off because nothing is chunked.
-_HDF5: dict[str, Any] = {"libver": ("v110", "v110"), "rdcc_nbytes": 0}
+# Readable by every HDF5 from 1.10 on.
+_HDF5: dict[str, Any] = {"libver": ("v110", "v110")}
 
 
 class FileWriter:
@@ -82,8 +83,7 @@ class FileWriter:
         try:
             self._temporary.write_bytes(_empty_file())
             self._reserve(_BYTES_PER_FILE)
-            # No lock: nobody else knows the temporary name, and network file systems may have no locks.
-            self._file = h5py.File(self._temporary, "r+", locking=False, **_HDF5)
+            self._file = Hdf5File(self._temporary, "r+", **_HDF5)
         except BaseException:
             self._temporary.unlink(missing_ok=True)
             raise
@@ -130,7 +130,7 @@ class FileWriter:
         if not shape:
             raise ValueError(f"array `{name}` must have at least one axis; got a scalar")
         self._reserve(math.prod(int(length) for length in shape) * kind.itemsize + _BYTES_PER_ARRAY)
-        self._datasets[name] = self._file.create_dataset(name, shape=shape, dtype=kind.newbyteorder("<"))
+        self._datasets[name] = self._file.root.create_dataset(name, shape=shape, dtype=kind.newbyteorder("<"))
         self._filled[name] = 0
         self._digests[name] = hashlib.sha256()
         self._facts[name] = facts
@@ -182,8 +182,8 @@ class FileWriter:
         if incomplete:
             raise RuntimeError(f"arrays must be filled before the file is closed; not complete: {incomplete[:5]}")
         self._write_meta()
-        self._file.flush()
-        size = self._file.id.get_filesize()
+        self._file.root.flush()
+        size = self._file.root.id.get_filesize()
         extents = {
             name: (data.id.get_offset(), data.id.get_storage_size(), self._digests[name].hexdigest())
             for name, data in self._datasets.items()
@@ -217,8 +217,8 @@ class FileWriter:
         if len(text) > MAX_META_BYTES:
             raise ValueError(f"{self._path}: its description must have at most {MAX_META_BYTES} bytes; got {len(text)}")
         self._reserve(len(text) + 2 * _BYTES_PER_ARRAY)
-        self._file.create_dataset(META, data=np.frombuffer(text, dtype=np.uint8))
-        self._file.create_dataset(META_DIGEST, data=np.frombuffer(hashlib.sha256(text).digest(), dtype=np.uint8))
+        self._file.root.create_dataset(META, data=np.frombuffer(text, dtype=np.uint8))
+        self._file.root.create_dataset(META_DIGEST, data=np.frombuffer(hashlib.sha256(text).digest(), dtype=np.uint8))
 
 
 def _empty_file() -> bytes:

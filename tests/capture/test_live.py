@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import Trainer, TrainerCallback, TrainerState
 
+from dynprobe.analysis import attention_js, pairs_from_start
 from dynprobe.analysis.drift import Drift
 from dynprobe.capture.callback import DynprobeCallback
 from dynprobe.capture.inject import OPTIONS, STATUS, InjectedOptions
@@ -127,6 +128,38 @@ def test_a_trainer_that_gathers_numbers_for_its_log_is_not_made_to_log_them_earl
     assert [record["step"] for record in trainer.state.log_history if "dynprobe/isoscore/mean" in record] == [0, 2, 4]
 
 
+class Stops(TrainerCallback):
+    """Ends the training at step 2."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop = state.global_step == 2
+
+
+def test_no_snapshot_is_taken_within_a_log_and_nothing_logged_within_a_snapshot(
+    make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only one process logs; of a sharded model all must take part in a snapshot."""
+    under_way: list[str] = []
+    done: list[str] = []
+
+    def alone(name: str, action: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any) -> Any:
+            under_way.append(name)
+            done.append(" within ".join(reversed(under_way)))
+            try:
+                return action(*arguments)
+            finally:
+                under_way.pop()
+
+        return wrapped
+
+    monkeypatch.setattr(Recorder, "snapshot", alone("snapshot", Recorder.snapshot))
+    monkeypatch.setattr("dynprobe.capture.callback.log_to_trainer", alone("log", log_to_trainer))
+    make_trainer(callbacks=[Stops(), DynprobeCallback(tmp_path / "run", settings=SETTINGS, live=True)]).train()
+    assert set(done) == {"snapshot", "log"}
+    assert open_run(tmp_path / "run").steps == (0, 2)
+
+
 def test_what_was_to_be_logged_evaluated_or_saved_still_is(make_trainer: Make) -> None:
     trainer = make_trainer()
     for wanted in (True, False):
@@ -189,6 +222,18 @@ def test_without_attention_and_hidden_states_there_is_isotropy(make_trainer: Mak
     settings = CaptureSettings(schedule="ends", hidden="none", attention="none")
     make_trainer(callbacks=[board, DynprobeCallback(tmp_path / "run", settings=settings, live=True)]).train()
     assert {name.split("/")[1] for name in board.drift()[4]} == {"isoscore", "cls_std_mean"}
+
+
+def test_where_only_cls_was_captured_its_attention_has_a_name_of_its_own(make_trainer: Make, tmp_path: Path) -> None:
+    settings = CaptureSettings(attention_rows="cls", attention_dtype="float32")
+    model = make_trainer().model.train()
+    with Recorder(model, probe_set(), tmp_path / "run", settings=settings) as recorder:
+        loop(model, 2, recorder.snapshot)
+    numbers = {k: v for k, v in Drift(tmp_path / "run")(2).items() if "attention" in k and "layer" in k}
+    table = attention_js(pairs_from_start(open_run(tmp_path / "run"))).select(position="cls")
+    rows = table[(table["step_a"] == 2) & table["head"].isna()]
+    assert numbers == {f"dynprobe/{row.metric}/cls_layer_{row.layer}": row.value for row in rows.itertuples()}
+    assert len(numbers) == 2
 
 
 def probe_set(n: int = 40) -> ProbeSet:

@@ -261,6 +261,7 @@ quietly = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # of names that transformers and peft still use
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of dynamo itself
     pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),  # dynamo, of DeBERTa's
 ]
 pytestmark = quietly
 

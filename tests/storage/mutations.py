@@ -100,7 +100,9 @@ def read_everything(run_dir, *, verify, records=True):
     run = open_run(run_dir, verify=verify)
     probe = run.probe_set
     found = {"steps": run.steps, "labels": probe.labels.tobytes(), "texts": probe.texts, "names": probe.label_names}
-    found |= {f"{kind}/{k}": a.tobytes() for kind in ("inputs", "real", "special") for k, a in getattr(probe, kind).items()}
+    found |= {
+        f"{kind}/{k}": a.tobytes() for kind in ("inputs", "real", "special") for k, a in getattr(probe, kind).items()
+    }
     if records:
         found |= {"notes": run.notes, "max_steps": run.max_steps, "model": run.manifest.get("model")}
         found["scalars"] = repr(run.scalars)
@@ -145,7 +147,12 @@ class Fuzz:
             plainly = self._read(verify=False)
             if plainly == "other" and not self._damage():
                 return f"WRONG {where}: other numbers were read, and verify found nothing"
-            if not self.old and content != self.whole[file] and not self._damage() and not self._is_short(file, content):
+            if (
+                not self.old
+                and content != self.whole[file]
+                and not self._damage()
+                and not self._is_short(file, content)
+            ):
                 return f"WRONG {where}: bytes have changed, and verify found nothing"
             return f"{verified}/{plainly} {where}"
         finally:

@@ -87,7 +87,10 @@ def test_a_claim_ends_when_it_is_closed(run, monkeypatch, locks):
 @pytest.mark.parametrize("number", WITHOUT_LOCKS)
 def test_every_way_to_have_no_locks(run, monkeypatch, number):
     take_locks_away(monkeypatch, number)
-    with claim(run), pytest.raises(UsageError, match=rf"number {os.getpid()} on host .*; when that process is dead, remove"):
+    with (
+        claim(run),
+        pytest.raises(UsageError, match=rf"number {os.getpid()} on host .*; when that process is dead, remove"),
+    ):
         claim(run)
 
 

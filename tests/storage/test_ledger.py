@@ -10,7 +10,14 @@ import pytest
 from dynprobe.errors import RunFormatError, UsageError
 from dynprobe.run import open_run
 from dynprobe.storage import ledger as module
-from dynprobe.storage.directory import append_scalars, prepare, read_manifest, read_scalars, write_manifest, write_status
+from dynprobe.storage.directory import (
+    append_scalars,
+    prepare,
+    read_manifest,
+    read_scalars,
+    write_manifest,
+    write_status,
+)
 from dynprobe.storage.layout import LEDGER, MANIFEST, SCALARS, probe_path, snapshot_path
 from dynprobe.storage.ledger import entry_of, problems_of, read_ledger
 from dynprobe.storage.reader import FileReader
@@ -250,18 +257,24 @@ def test_status_stands_beside_what_was_there(run):
 def test_a_manifest_that_was_changed_is_refused_until_its_seal_is_removed(run):
     text = (run / MANIFEST).read_bytes()
     (run / MANIFEST).write_bytes(text.replace(b"tiny", b"huge"))
-    with pytest.raises(RunFormatError, match="its checksum `seal` does not fit.*If it was changed on purpose, remove that key"):
+    with pytest.raises(
+        RunFormatError, match=r"its checksum `seal` does not fit.*changed on purpose, remove that key"
+    ):
         open_run(run)
     without = {key: value for key, value in json.loads((run / MANIFEST).read_text()).items() if key != "seal"}
     (run / MANIFEST).write_text(json.dumps(without))
     assert open_run(run).manifest["model"] == {"name": "huge"}
 
 
-@pytest.mark.parametrize("document", [{}, {"a": 1}, {"a": {"b": []}, "seal": "mine"}, {"text": 'é "seal": "' + "0" * 64}])
+@pytest.mark.parametrize(
+    "document", [{}, {"a": 1}, {"a": {"b": []}, "seal": "mine"}, {"text": 'é "seal": "' + "0" * 64}]
+)
 def test_a_seal_covers_every_byte(document):
     text = seal(document)
     back = json.loads(text)
-    assert {key: value for key, value in back.items() if key != "seal"} == {k: v for k, v in document.items() if k != "seal"}
+    assert {key: value for key, value in back.items() if key != "seal"} == {
+        k: v for k, v in document.items() if k != "seal"
+    }
     assert has_seal(text)
     assert not has_broken_seal(text)
     for position in range(len(text)):
@@ -310,7 +323,9 @@ def test_verified_reading_finds_a_changed_number_when_it_is_read(run):
     flip(snapshot_path(run, 10), position + 3)
     snapshot = open_run(run, verify=True)[10]
     for _ in range(2):
-        with pytest.raises(RunFormatError, match="array `main/model/hidden_states/0` must have the sha256 that was stored"):
+        with pytest.raises(
+            RunFormatError, match="array `main/model/hidden_states/0` must have the sha256 that was stored"
+        ):
             snapshot._file.read("main/model/hidden_states/0", slice(0, 1))
     assert snapshot.outputs().values.tolist() == [[1, 1], [1, 1]], "what is intact is read"
     assert open_run(run)[10]._file.read("main/model/hidden_states/0").shape == (7, 4), "not asked, not looked for"

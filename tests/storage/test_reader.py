@@ -307,7 +307,9 @@ def test_arrays_that_lie_over_each_other(tmp_path, seal):
         assert whole.count(place.to_bytes(8, "little") + size) == 1
         whole = whole.replace(place.to_bytes(8, "little") + size, places[0].to_bytes(8, "little") + size)
     (tmp_path / "x.h5").write_bytes(whole)
-    with pytest.raises(RunFormatError, match="its arrays must lie beside each other; got one that begins inside another"):
+    with pytest.raises(
+        RunFormatError, match="its arrays must lie beside each other; got one that begins inside another"
+    ):
         FileReader(tmp_path / "x.h5")
 
 
