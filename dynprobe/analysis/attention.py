@@ -194,6 +194,7 @@ class Movement:
 
 
 def movement_of(read: LayerReader, pair: Pair, n_heads: int, *, causal: bool) -> Movement:
+    """How far one block moved from one snapshot of a pair to the other, over the examples that both hold."""
     stored = [moment.snapshot.attention_examples(read.stack) for moment in (pair.a, pair.b)]
     examples = tuple(int(example) for example in np.intersect1d(stored[0], stored[1]))
     values = np.full((len(examples), n_heads), np.nan)

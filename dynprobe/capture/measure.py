@@ -253,7 +253,9 @@ def real_attention(batch: Batch, key: Key, attention: Tensor, *, n_examples: int
         ``"first"`` or ``"last"``: of that real token alone as query; ``None`` for all of them.
     """
     stack, kind = key
-    queries, keys = (torch.as_tensor(batch.real[name][:n_examples]) for name in (stack, "encoder" if kind == "cross" else stack))
+    queries, keys = (
+        torch.as_tensor(batch.real[name][:n_examples]) for name in (stack, "encoder" if kind == "cross" else stack)
+    )
     if only is not None:
         rank = queries.cumsum(dim=1) if only == "first" else queries.flip(1).cumsum(dim=1).flip(1)
         queries = queries & (rank == 1)

@@ -234,7 +234,9 @@ def _asked_layers(stack: Stack, settings: CaptureSettings) -> tuple[int, ...] | 
         return None
     last = stack.n_layers
     if outside := [number for number in numbers if not -last - 1 <= number <= last]:
-        raise UsageError(f"`layers` must lie in 0..{last} (0 = embeddings), or -{last + 1}..-1 from the end; got {outside}")
+        raise UsageError(
+            f"`layers` must lie in 0..{last} (0 = embeddings), or -{last + 1}..-1 from the end; got {outside}"
+        )
     return tuple(sorted({number % (last + 1) for number in numbers}))
 
 

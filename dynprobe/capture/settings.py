@@ -27,7 +27,8 @@ class CaptureSettings:
     schedule
         When snapshots are taken; see :class:`~dynprobe.capture.schedule.Schedule`.
     budget
-        Bytes for all snapshots of the run, or words such as ``"500MB"``. What was asked for by a number, or as ``"all"``, is kept even beyond it.
+        Bytes for all snapshots of the run, or words such as ``"500MB"``. What was asked for by a number, or as
+        ``"all"``, is kept even beyond it.
     weights
         Whether to record how far each trained weight tensor has moved from step 0 (needs a copy of them in memory).
     attention_dtype

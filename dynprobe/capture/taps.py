@@ -1,8 +1,9 @@
 """Where in a model attention and the input of the classifier come from, so that each can be taken off as soon as it is made.
 
-A model that is asked for attention returns that of all its layers at the end: of a long text the attention of one layer is
-gigabytes, and that of all layers does not fit. Which module makes which tensor is not asked of the model's class but watched: in a
-pass over a few tokens, the tensor that the model returns at the end is the very object that some module returned before.
+A model that is asked for attention returns that of all its layers at the end: of a long text the attention of one layer
+is gigabytes, and that of all layers does not fit. Which module makes which tensor is not asked of the model's class but
+watched: in a pass over a few tokens, the tensor that the model returns at the end is the very object that some module
+returned before.
 """
 
 from collections.abc import Callable, Iterator, Mapping

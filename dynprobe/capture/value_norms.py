@@ -1,7 +1,7 @@
 """How much each head would carry on from each token: the norm of its value vector after the output projection.
 
-An attention weight says how much of a value is taken, not how large that value is; much attention rests on tokens with tiny values.
-Source: Kobayashi et al. 2020 (EMNLP), eq. 4 and 5.
+An attention weight says how much of a value is taken, not how large that value is; much attention rests on tokens
+with tiny values. Source: Kobayashi et al. 2020 (EMNLP), eq. 4 and 5.
 """
 
 from collections.abc import Callable, Iterator
@@ -71,8 +71,8 @@ def value_norms(model: nn.Module, taps: Taps, keep: Keep) -> Iterator[Callable[[
     Yields
     ------
     callable
-        To be called with (stack, kind), block and attention of each block as it is made; it checks that the values found, weighted
-        with this attention, are what the model goes on with.
+        To be called with (stack, kind), block and attention of each block as it is made; it checks that the values
+        found, weighted with this attention, are what the model goes on with.
 
     Raises
     ------

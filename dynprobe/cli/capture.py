@@ -40,7 +40,9 @@ _MAX_TEXTS = 20_000
     "--max-steps", type=click.IntRange(min=1), help="Optimizer steps of a training loop without Trainer, if known."
 )
 @click.option("--live", is_flag=True, help="Log the drift from step 0: to the Trainer's dashboards, or as a line each.")
-@click.option("--strict", is_flag=True, help="End COMMAND when capture has a fault, instead of going on without capture.")
+@click.option(
+    "--strict", is_flag=True, help="End COMMAND when capture has a fault, instead of going on without capture."
+)
 @click.option("--dry-run", is_flag=True, help="Stop where training begins: print bytes, disk and the time of one pass.")
 @click.option("--force", is_flag=True, help="Replace a run that is already there.")
 @click.option("--resume", is_flag=True, help="Go on with a run that is already there.")

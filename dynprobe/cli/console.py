@@ -12,24 +12,40 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def plain(text: str) -> str:
+    r"""Text of a stranger's run as the terminal may have it: control characters, which could move the cursor, are spelled out.
+
+    Examples
+    --------
+    >>> print(plain("a\x1b[31mb"))
+    a\x1b[31mb
+    """
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def say(text: str) -> None:
     """Print a line to standard output; `text` is data, never markup."""
-    out.print(escape(text))
+    out.print(escape(_lines(text)))
 
 
 def complain(text: str) -> None:
     """Print a line to standard error."""
-    err.print(escape(text), style="red")
+    err.print(escape(_lines(text)), style="red")
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; every cell is data, never markup."""
-    table = Table(title=escape(title), title_justify="left", header_style="bold", title_style="bold")
+    table = Table(title=escape(plain(title)), title_justify="left", header_style="bold", title_style="bold")
     for position, column in enumerate(columns):
-        table.add_column(escape(column), justify="left" if position == 0 else "right")
+        table.add_column(escape(plain(column)), justify="left" if position == 0 else "right")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(escape(plain(cell)) for cell in row))
     out.print(table)
+
+
+def _lines(text: str) -> str:
+    """Plain text of several lines, as it was made by us."""
+    return "\n".join(plain(line) for line in text.split("\n"))
 
 
 @contextmanager
@@ -40,6 +56,6 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
         task = progress.add_task("", total=None)
 
         def advance(done: int, total: int, label: str) -> None:
-            progress.update(task, completed=done, total=total, description=escape(label))
+            progress.update(task, completed=done, total=total, description=escape(plain(label)))
 
         yield advance

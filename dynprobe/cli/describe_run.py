@@ -53,17 +53,6 @@ def lines_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def plain(text: str) -> str:
-    r"""Text of a stranger's run as the terminal may have it: control characters, which could move the cursor, are spelled out.
-
-    Examples
-    --------
-    >>> print(plain("a\x1b[31mb"))
-    a\x1b[31mb
-    """
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-
-
 def _status(status: dict[str, Any]) -> str:
     """How the capture ended, as far as the run itself can know."""
     state, step, reason = (status.get(key) for key in ("state", "step", "reason"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from dynprobe.cli.console import out, say
+from dynprobe.cli.console import out, plain, say
 
 
 @click.command()
@@ -13,7 +13,7 @@ from dynprobe.cli.console import out, say
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 def info(run_dir: Path, as_json: bool) -> None:  # noqa: FBT001 - an option
     """Show what RUN holds: model, probe set, steps, sizes, and what its capture had to say."""
-    from dynprobe.cli.describe_run import facts_of, lines_of, plain
+    from dynprobe.cli.describe_run import facts_of, lines_of
     from dynprobe.run import open_run
 
     facts = facts_of(open_run(run_dir))

@@ -10,6 +10,7 @@ from dynprobe import __version__
 from dynprobe.cli.capture import capture
 from dynprobe.cli.compare import compare
 from dynprobe.cli.demo import demo
+from dynprobe.cli.finetune import finetune
 from dynprobe.cli.info import info
 from dynprobe.cli.replay import replay
 from dynprobe.cli.verify import verify
@@ -26,6 +27,7 @@ Under `capture -- CMD` a non-zero exit code of CMD wins.
 Examples:
   dynprobe demo                                    fine-tune a small model twice and compare
   dynprobe capture -o runs/a -- python train.py    capture your own training, unmodified
+  dynprobe finetune --model M --task wic --method r3f -o runs/c
   dynprobe replay output --texts t.txt -o runs/b   capture from the checkpoints of a training
   dynprobe compare runs/a runs/b -o report.html    what changed, layer by layer
 """
@@ -37,7 +39,7 @@ def main() -> None:
     """See what fine-tuning does to a transformer: capture a training run, compare two of them, read the report."""
 
 
-for command in (capture, replay, compare, demo, info, verify):
+for command in (capture, finetune, replay, compare, demo, info, verify):
     main.add_command(command)
 
 

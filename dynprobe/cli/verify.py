@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from dynprobe.cli.console import complain, progress_bar, say
+from dynprobe.cli.console import complain, plain, progress_bar, say
 
 
 @click.command()
@@ -15,7 +15,6 @@ def verify(run_dir: Path) -> None:
 
     Exit code 0 when all is intact, 3 when something is damaged, missing or exchanged.
     """
-    from dynprobe.cli.describe_run import plain
     from dynprobe.storage.directory import list_steps
     from dynprobe.storage.verify import verify_run
 

@@ -1,7 +1,9 @@
-"""Fine-tune a pretrained model on a task, with capture on."""
+"""Fine-tune a pretrained model on a task, with capture on and with any of the training methods."""
 
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,20 +13,24 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    EarlyStoppingCallback,
     PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
-    set_seed,
 )
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from dynprobe.capture.callback import DynprobeCallback
 from dynprobe.capture.models import resolve_model
 from dynprobe.capture.settings import CaptureSettings
 from dynprobe.errors import UsageError
+from dynprobe.finetune import Streams, enable
+from dynprobe.finetune import method as make_method
+from dynprobe.storage.directory import append_scalars
 from dynprobe.tasks import Task, encode
 
 
@@ -37,11 +43,19 @@ class Recipe:
     model
         A model folder, ``package:NAME``, or a name on the model hub.
     seed
-        Decides the new classifier's weights, dropout and the order of the data.
+        Decides the new classifier's weights, the order of the data, dropout and the noise of a method, each by a stream of its
+        own: trainings with the same seed and other methods are paired.
     max_steps, batch_size, learning_rate, warmup_ratio, weight_decay
         As in transformers' ``TrainingArguments``.
     max_length
         Number of tokens of an example.
+    methods
+        Training methods and their options, in the order in which they change the model; see ``dynprobe.finetune.METHODS``.
+    n_evaluations
+        How often the validation split is scored, evenly spread over the training.
+    patience
+        Stop after so many evaluations without a better score, and keep the best weights; 0 goes on to the end and keeps the
+        last.
     """
 
     model: str
@@ -52,6 +66,9 @@ class Recipe:
     warmup_ratio: float = 0.1
     weight_decay: float = 0.01
     max_length: int = 128
+    methods: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    n_evaluations: int = 2
+    patience: int = 0
 
 
 def train_with_capture(
@@ -61,6 +78,8 @@ def train_with_capture(
     *,
     settings: CaptureSettings | None = None,
     existing: str = "refuse",
+    checkpoints: Path | None = None,
+    save_model: Path | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """Fine-tune a classifier and capture its run.
@@ -68,52 +87,96 @@ def train_with_capture(
     Parameters
     ----------
     task
-        Labelled data with a train and a validation split.
+        Labelled data with a train and a validation split, and a test split if there is one.
     recipe
         How to fine-tune.
     run_dir
         New run directory.
     settings, existing
         As for :class:`~dynprobe.capture.callback.DynprobeCallback`.
+    checkpoints
+        Folder for what an interrupted training goes on from, removed when it is over; with `existing` "resume" the newest
+        checkpoint there is used. Without it a training that is interrupted begins anew.
+    save_model
+        Folder for the tuned model and its tokenizer.
     on_step
         Called with (steps done, steps in all) after each optimizer step; switches the Trainer's own bar off.
 
     Returns
     -------
     dict
-        Metrics of the last evaluation on the validation split: ``eval_accuracy``, ``eval_loss``.
+        ``eval_accuracy`` and ``eval_loss`` (for regression ``eval_mean_squared_error``) of the validation split, the best with
+        early stopping and else the last; the same with ``test_`` where there is a test split, scored once at the end.
+
+    Raises
+    ------
+    UsageError
+        For a model that cannot be loaded, or a method or option that does not exist or does not go with the model.
     """
-    set_seed(recipe.seed)
     place = resolve_model(recipe.model)
+    streams = Streams(recipe.seed)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
-        model = _classifier(place, task)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        with streams.head.in_charge("cpu"):
+            model = _classifier(place, task)
     except (OSError, ValueError) as error:
         raise UsageError(f"{recipe.model}: must be a model that transformers can load; {error}") from error
-    training, validation = (encode(task.splits[name], tokenizer, max_length=recipe.max_length) for name in _SPLITS)
-    facts = {"task": task.name, **asdict(recipe)}
+    data = {name: encode(split, tokenizer, max_length=recipe.max_length) for name, split in task.splits.items()}
     callbacks: list[TrainerCallback] = [
-        DynprobeCallback(run_dir, settings=settings, facts=facts, existing=existing),
+        DynprobeCallback(run_dir, settings=settings, facts=_facts(task, recipe), existing=existing),
+        *([EarlyStoppingCallback(recipe.patience)] if recipe.patience else []),
         *([_Progress(on_step)] if on_step is not None else []),
     ]
-    with tempfile.TemporaryDirectory(prefix="dynprobe-") as scratch:
+    with _scratch(checkpoints) as folder:
         trainer = Trainer(
             model,
-            _arguments(recipe, scratch, silent=on_step is not None),
-            train_dataset=training,
-            eval_dataset=validation,
+            _arguments(task, recipe, folder, silent=on_step is not None, saves=checkpoints is not None),
+            train_dataset=data["train"],
+            eval_dataset=data["validation"],
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=_accuracy,
+            compute_metrics=_mean_squared_error if task.is_regression else _accuracy,
             callbacks=callbacks,
         )
+        _switch_on(trainer, recipe, streams)
         if on_step is not None:
             trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        return {name: float(value) for name, value in _last_evaluation(trainer.state.log_history).items()}
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if existing == "resume" else None)
+        scores = _scores(trainer, recipe)
+        if "test" in data:
+            test: Any = data["test"]
+            scores |= _numbers(trainer.predict(test, metric_key_prefix="test").metrics or {}, "test")
+        append_scalars(run_dir, {"step": trainer.state.global_step, "final": True, **scores})
+        if save_model is not None:
+            trainer.save_model(str(save_model))
+    return scores
 
 
-_SPLITS = ("train", "validation")
+def _switch_on(trainer: Trainer, recipe: Recipe, streams: Streams) -> None:
+    try:
+        enable(trainer, "standard", streams=streams)
+        for name, options in recipe.methods:
+            enable(trainer, make_method(name, **options))
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+
+
+@contextmanager
+def _scratch(checkpoints: Path | None) -> Iterator[Path]:
+    """A folder for checkpoints, gone when the training is over; one that was asked for stays when it is interrupted."""
+    if checkpoints is None:
+        with tempfile.TemporaryDirectory(prefix="dynprobe-") as folder:
+            yield Path(folder)
+        return
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    yield checkpoints
+    shutil.rmtree(checkpoints)
+
+
+def _facts(task: Task, recipe: Recipe) -> dict[str, Any]:
+    facts = asdict(recipe)
+    methods = [{"name": name, **options} for name, options in recipe.methods]
+    return {"task": task.name, **facts, "methods": methods}
 
 
 def _classifier(place: str, task: Task) -> Any:
@@ -123,7 +186,11 @@ def _classifier(place: str, task: Task) -> Any:
     transformers_logging.disable_progress_bar()
     try:
         return AutoModelForSequenceClassification.from_pretrained(
-            place, num_labels=len(names), id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}
+            place,
+            trust_remote_code=False,
+            num_labels=len(names),
+            id2label=dict(enumerate(names)),
+            label2id={n: i for i, n in enumerate(names)},
         )
     finally:
         transformers_logging.set_verbosity(level)
@@ -131,9 +198,10 @@ def _classifier(place: str, task: Task) -> Any:
             transformers_logging.enable_progress_bar()
 
 
-def _arguments(recipe: Recipe, scratch: str, *, silent: bool) -> TrainingArguments:
+def _arguments(task: Task, recipe: Recipe, folder: Path, *, silent: bool, saves: bool) -> TrainingArguments:
+    every = max(1, recipe.max_steps // recipe.n_evaluations)
     return TrainingArguments(
-        output_dir=scratch,
+        output_dir=str(folder),
         seed=recipe.seed,
         max_steps=recipe.max_steps,
         per_device_train_batch_size=recipe.batch_size,
@@ -142,9 +210,14 @@ def _arguments(recipe: Recipe, scratch: str, *, silent: bool) -> TrainingArgumen
         warmup_steps=round(recipe.warmup_ratio * recipe.max_steps),
         weight_decay=recipe.weight_decay,
         eval_strategy="steps",
-        eval_steps=max(1, recipe.max_steps // 2),
+        eval_steps=every,
         logging_steps=max(1, recipe.max_steps // 24),
-        save_strategy="no",
+        save_strategy="steps" if saves or recipe.patience else "no",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=recipe.patience > 0,
+        metric_for_best_model="mean_squared_error" if task.is_regression else "accuracy",
+        greater_is_better=not task.is_regression,
         report_to=[],
         disable_tqdm=silent,
         log_level="error" if silent else "passive",
@@ -152,14 +225,38 @@ def _arguments(recipe: Recipe, scratch: str, *, silent: bool) -> TrainingArgumen
     )
 
 
+def _logits(prediction: Any) -> np.ndarray:
+    return np.asarray(
+        prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    )
+
+
 def _accuracy(prediction: Any) -> dict[str, float]:
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    return {"accuracy": float((np.argmax(logits, axis=-1) == prediction.label_ids).mean())}
+    return {"accuracy": float((_logits(prediction).argmax(axis=-1) == prediction.label_ids).mean())}
 
 
-def _last_evaluation(history: list[dict[str, Any]]) -> Mapping[str, Any]:
-    found = [record for record in history if "eval_loss" in record]
-    return {name: value for name, value in found[-1].items() if name.startswith("eval_")} if found else {}
+def _mean_squared_error(prediction: Any) -> dict[str, float]:
+    difference = _logits(prediction).reshape(-1) - np.asarray(prediction.label_ids).reshape(-1)
+    return {"mean_squared_error": float((difference**2).mean())}
+
+
+def _scores(trainer: Trainer, recipe: Recipe) -> dict[str, float]:
+    """Of the weights that are kept: the best evaluation with early stopping, else the last."""
+    found = [record for record in trainer.state.log_history if "eval_loss" in record]
+    best = trainer.state.best_metric
+    if recipe.patience and best is not None:
+        name = f"eval_{trainer.args.metric_for_best_model}"
+        found = [record for record in found if record[name] == best][:1]
+    return {**_numbers(found[-1], "eval"), "kept_step": float(found[-1]["step"])} if found else {}
+
+
+def _numbers(record: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """Scores, without how long they took."""
+    slow = ("runtime", "per_second", "preparation_time")
+    wanted = {
+        name: value for name, value in record.items() if name.startswith(f"{prefix}_") and not name.endswith(slow)
+    }
+    return {name: float(value) for name, value in wanted.items()}
 
 
 class _Progress(TrainerCallback):

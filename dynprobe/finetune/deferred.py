@@ -31,7 +31,7 @@ def with_gradients(value: Tensor, parameters: Sequence[Tensor], gradients: Seque
     >>> weight = torch.tensor([1.0, 2.0], requires_grad=True)
     >>> loss = with_gradients(torch.tensor(5.0), [weight], [torch.tensor([3.0, 4.0])])
     >>> (2 * loss).backward()
-    >>> float(loss), weight.grad.tolist()
+    >>> loss.item(), weight.grad.tolist()
     (5.0, [6.0, 8.0])
     """
     result: Tensor = _Deferred.apply(value.detach(), list(gradients), *parameters)

@@ -196,9 +196,7 @@ def _transform_input(seen: _Seen, before: nn.Module, args: tuple[Any, ...]) -> t
     seen.dropout = seen.positions = None
     x, mask = given, None
     if dropped is not None and dropped[3] is given:
-        dropout, randomness, x, _ = dropped
-        with replayed(randomness, x.device):
-            mask = functional.dropout(torch.ones_like(x), dropout.p)
+        x, mask = dropped[2], _mask(*dropped)
     norm = getattr(before, _NAME)
     if x.dim() == 3 and positions is not None:
         rows = torch.arange(len(x), device=x.device)
@@ -207,6 +205,14 @@ def _transform_input(seen: _Seen, before: nn.Module, args: tuple[Any, ...]) -> t
     else:
         out = norm(x)
     return (out if mask is None else out * mask, *rest)
+
+
+def _mask(dropout: nn.Dropout, randomness: RandomState, x: Tensor, output: Tensor) -> Tensor:
+    """What the dropout multiplied by. What was exactly 0 before does not show it; there it is drawn once more."""
+    with replayed(randomness, x.device):
+        drawn = functional.dropout(x.new_empty_strided(x.shape, x.stride()).fill_(1), dropout.p)
+    keep = max(1 - dropout.p, torch.finfo(x.dtype).tiny)
+    return torch.where(x == 0, drawn, (output != 0).to(x.dtype) / keep)
 
 
 def _fold(before: nn.Module, module: nn.Module) -> None:

@@ -35,7 +35,7 @@ class LayerRates:
     embeddings: float
 
 
-def layer_rates(
+def layerwise_rates(
     n_blocks: int,
     *,
     learning_rate: float,
@@ -75,7 +75,7 @@ def layer_rates(
 
     Examples
     --------
-    >>> rates = layer_rates(24, learning_rate=2e-5)
+    >>> rates = layerwise_rates(24, learning_rate=2e-5)
     >>> [f"{rate:.4g}" for rate in (rates.head, rates.blocks[0], rates.blocks[-1], rates.embeddings)]
     ['2e-05', '1.9e-05', '5.84e-06', '5.548e-06']
     """
@@ -109,7 +109,7 @@ def layerwise_param_groups(
     model
         A transformers model with blocks of their own weights: every encoder, decoder and encoder-decoder but ALBERT.
     learning_rate, decay, head_offset, decay_embeddings
-        As for :func:`layer_rates`.
+        As for :func:`layerwise_rates`.
     weight_decay
         For all but biases and the weights of norms.
     as_released
@@ -145,7 +145,7 @@ def layerwise_param_groups(
     core = core_model(model)
     stacks = block_stacks(core)
     n_blocks = sum(len(stack.blocks) for stack in stacks)
-    rates = layer_rates(
+    rates = layerwise_rates(
         n_blocks,
         learning_rate=learning_rate,
         decay=decay,

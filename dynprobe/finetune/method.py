@@ -6,6 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 # Runs the model on inputs and returns the loss of the task and what the model returned.
 TaskLoss = Callable[[nn.Module, Mapping[str, Any]], tuple[Tensor, Any]]
@@ -107,6 +108,8 @@ class Method:
     summary: ClassVar[str] = "fine-tuning without any method"
     # Methods with extra passes through the model cannot be combined with each other.
     has_passes: ClassVar[bool] = False
+    # Of several methods that change the optimizer, the one with the lower number comes first.
+    optimiser_turn: ClassVar[int] = 0
 
     @classmethod
     def options(cls) -> dict[str, Option]:
@@ -140,6 +143,16 @@ class Method:
         Call it once, before the optimizer is made and before the model is wrapped for several devices.
         """
         return self
+
+    def optimise(self, optimizer: Optimizer, model: nn.Module) -> Optimizer:
+        """Given the optimizer that the training would use, the one that it shall use: another one, or the same.
+
+        Call it once, after :meth:`prepare` and before learning-rate schedulers are made.
+        """
+        return optimizer
+
+    def use_noise_seed(self, seed: int) -> None:
+        """Draw what the method draws from this seed from now on; before the first step."""
 
     def loss(
         self,

@@ -66,6 +66,10 @@ class Passes:
         self._stream = stream
         self._dropout = dropout
         self._start: RandomState | None = None
+        # Modules that draw from a stream of their own, such as Mixout's, share it.
+        attributes = (value for module in self.inner.modules() for value in vars(module).values())
+        self._streams = {id(value): value for value in attributes if isinstance(value, Stream)}.values()
+        self._uses = [stream.n_used for stream in self._streams]
 
     def clean(self, task_loss: TaskLoss) -> tuple[Tensor, Any]:
         """The pass of standard training, with the random draws of standard training."""
@@ -147,10 +151,26 @@ class Passes:
         self.n_forwards += 1
         stack.enter_context(_eager())
         stack.enter_context(_statistics_kept(self.inner))
-        if self._dropout == "shared" and self._start is not None:
+        shared = self._dropout == "shared" and self._start is not None
+        for stream, first_use in zip(self._streams, self._uses, strict=True):
+            stack.enter_context(_stream_kept(stream))
+            if shared:
+                stream.n_used = first_use
+            else:
+                stream.seed = self._stream.next_seed()
+        if shared and self._start is not None:
             stack.enter_context(replayed(self._start, self.device))
         else:
             stack.enter_context(self._stream.in_charge(self.device))
+
+
+@contextmanager
+def _stream_kept(stream: Stream) -> Iterator[None]:
+    before = stream.seed, stream.n_used
+    try:
+        yield
+    finally:
+        stream.seed, stream.n_used = before
 
 
 def _eager() -> Any:

@@ -26,7 +26,8 @@ class R3F(Regulariser):
     divergence comes from dropout (the logged share is close to 1), and with shared masks the term is near 0.
 
     As released (fairseq): RoBERTa and XLM-R never get the noise; the divergence of predictions per token is summed over all
-    positions, padding included, per sentence; a classifier's table gets no gradient from the noisy pass; regression has no term.
+    positions, padding included, per sentence; the table of a classifier gets no gradient from the noisy pass; regression has
+    no term.
 
     Source: Aghajanyan et al. (2021), "Better fine-tuning by reducing representational collapse", section 3.
     """

@@ -6,12 +6,19 @@ from typing import Any
 
 from dynprobe.finetune.freelb import FreeLB
 from dynprobe.finetune.method import Method, Option
+from dynprobe.finetune.model_methods import BatchNormMethod, IsoBNMethod, Mixout, Reinit
+from dynprobe.finetune.optimizer_methods import BertAdamMethod, LayerRatesMethod, Pull
 from dynprobe.finetune.r3f import R3F
 from dynprobe.finetune.r4f import R4F
 from dynprobe.finetune.rdrop import RDrop
 from dynprobe.finetune.smart import SMART
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Method, R3F, R4F, SMART, FreeLB, RDrop)}
+_KINDS: tuple[type[Method], ...] = (
+    *(Method, R3F, R4F, SMART, FreeLB, RDrop),
+    *(IsoBNMethod, BatchNormMethod, Mixout, Reinit),
+    *(BertAdamMethod, LayerRatesMethod, Pull),
+)
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in _KINDS}
 
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 

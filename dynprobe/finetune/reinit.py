@@ -37,8 +37,8 @@ def reinitialise(
         of the process is left as it is.
     as_released
         The published code: only linear layers, by a normal distribution with the configuration's standard deviation, and
-        layer norms (BART by its own initialisation); no error for a missing pooler; draws from the random state of the process, so that dropout and data
-        order that follow are other ones. Then `seed` says nothing.
+        layer norms (BART and T5 by their own initialisation); no error for a missing pooler; draws from the random state of
+        the process, so that dropout and data order that follow are other ones. Then `seed` says nothing.
 
     Returns
     -------

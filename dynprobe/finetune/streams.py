@@ -48,9 +48,15 @@ class Stream:
         self.seed = seed
         self.n_used = 0
 
+    def next_seed(self) -> int:
+        """The seed of the next use, from 0 to 2**63 - 1."""
+        words = f"{self.name}:{self.seed}:{self.n_used}:{_process_index()}".encode()
+        self.n_used += 1
+        return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "big") >> 1
+
     def generator(self, device: torch.device | str) -> torch.Generator:
         """A generator for the next use."""
-        return torch.Generator(device=device).manual_seed(self._next())
+        return torch.Generator(device=device).manual_seed(self.next_seed())
 
     @contextmanager
     def in_charge(self, device: torch.device | str | None = None) -> Iterator[None]:
@@ -61,7 +67,7 @@ class Stream:
         device
             Where the draws are made; by default the current accelerator. The CPU is always included.
         """
-        seed = self._next()
+        seed = self.next_seed()
         with random_state_kept(device):
             random.seed(seed)
             torch.default_generator.manual_seed(seed)
@@ -77,11 +83,6 @@ class Stream:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a :meth:`state_dict`."""
         self.seed, self.n_used = (int(value) for value in state["seed_and_uses"])
-
-    def _next(self) -> int:
-        words = f"{self.name}:{self.seed}:{self.n_used}:{_process_index()}".encode()
-        self.n_used += 1
-        return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "big") >> 1
 
 
 class Streams:

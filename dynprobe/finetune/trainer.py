@@ -11,7 +11,6 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from dynprobe.errors import UsageError
-from dynprobe.finetune.extra_passes import ExtraPasses
 from dynprobe.finetune.meter import Meter
 from dynprobe.finetune.method import Method, StepLoss
 from dynprobe.finetune.passes import unwrapped
@@ -69,10 +68,12 @@ def enable(
     if present is not None and streams is not None:
         raise ValueError("`streams` must be given with the first method that is switched on; got them with a later one")
     require_possible(trainer, made)
+    if streams is not None:
+        require_seedable_order(trainer)
     callback = present or MethodCallback(trainer, streams)
     callback.add(made)
-    if present is None:
-        trainer.add_callback(callback)
+    if present is None:  # nothing of the trainer is touched before all has been checked
+        callback.attach()
     return callback
 
 
@@ -94,19 +95,24 @@ class MethodCallback(TrainerCallback):
         self._meter = Meter()
         self._resumed_from: Path | None = None
         self._n_losses = 0
-        self._original: dict[str, Callable[..., Any]] = {}
-        for name in ("compute_loss", "log", "train", "call_model_init"):
-            self._original[name] = getattr(trainer, name)
-            setattr(trainer, name, getattr(self, f"_{name}"))
+        self._optimizer: Any = None
+        replaced = ("compute_loss", "log", "train", "call_model_init", "create_optimizer")
+        self._original: dict[str, Callable[..., Any]] = {name: getattr(trainer, name) for name in replaced}
         self._shares = BatchShares(trainer, self._original["compute_loss"])
-        if streams is not None:
-            require_seedable_order(trainer)
-            trainer.args.data_seed = streams.data.seed
-            trainer.accelerator.dataloader_config.data_seed = streams.data.seed
+
+    def attach(self) -> None:
+        """Take part in the trainer's training from now on."""
+        trainer = self._trainer
+        for name in self._original:
+            setattr(trainer, name, getattr(self, f"_{name}"))
+        if self.streams is not None:
+            trainer.args.data_seed = self.streams.data.seed
+            trainer.accelerator.dataloader_config.data_seed = self.streams.data.seed
+        trainer.add_callback(self)
 
     def add(self, made: Method) -> None:
         """Take one more method and prepare the model for it."""
-        if self.streams is not None and isinstance(made, ExtraPasses):
+        if self.streams is not None:
             made.use_noise_seed(self.streams.noise.seed)
         if self._trainer.model_init is None:  # else the model is made anew in train()
             made.prepare(unwrapped(self._trainer.model))
@@ -192,10 +198,20 @@ class MethodCallback(TrainerCallback):
         model: nn.Module = self._original["call_model_init"](*args, **kwargs)
         self.methods = [type(each)(**each.settings()) for each in self.methods]
         for each in self.methods:
-            if self.streams is not None and isinstance(each, ExtraPasses):
+            if self.streams is not None:
                 each.use_noise_seed(self.streams.noise.seed)
             each.prepare(model)
         return model
+
+    def _create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """In place of the trainer's own: methods that change how it steps have their say, once for each optimizer."""
+        optimizer = self._original["create_optimizer"](*args, **kwargs)
+        if optimizer is not self._optimizer:
+            for each in sorted(self.methods, key=lambda made: made.optimiser_turn):
+                model: Any = self._trainer.model
+                optimizer = each.optimise(optimizer, unwrapped(model))
+            self._optimizer = self._trainer.optimizer = optimizer
+        return optimizer
 
     def _has_state(self) -> bool:
         return self.streams is not None or any(each.state_dict() for each in self.methods)

@@ -43,8 +43,8 @@ def require_possible(trainer: Trainer, method: Method) -> None:
         )
     if isinstance(method, FreeLB | SMART) and _reenters(args):
         raise ValueError(
-            f"gradient checkpointing must have use_reentrant=False with method {method.name!r}, which needs gradients of its noise; "
-            "got use_reentrant=True"
+            f"gradient checkpointing must have use_reentrant=False with method {method.name!r}, which differentiates by its "
+            "noise; got use_reentrant=True"
         )
 
 

@@ -11,8 +11,6 @@ from dynprobe.finetune.streams import random_state_kept
 from dynprobe.finetune.targets import core_of, predicts_next_token
 
 _IGNORED = -100
-# Parts of an accumulated batch nearer to 1 than this cannot be told from it by measuring, and hardly differ.
-_TELLING = 0.1
 
 
 class BatchShares:
@@ -20,7 +18,8 @@ class BatchShares:
 
     A Trainer hands the number of targets in the accumulated batch to the model or the loss function, and does not divide by the
     number of batches then. Not every model makes use of it: many classifiers return the mean over their batch all the same.
-    So it is measured once what the number does to the loss, and the method's own term is treated in the same way.
+    So it is measured once what the number does to the loss, and the method's own term is treated in the same way; also where
+    the number is not that of the targets, as when it counts the first token of a language model's text.
 
     Parameters
     ----------
@@ -51,34 +50,39 @@ class BatchShares:
         num_items_in_batch
             Number of targets in the accumulated batch, over all processes where the trainer averages tokens over them.
         """
+        processes = self._trainer.accelerator.num_processes if self._trainer.args.average_tokens_across_devices else 1
         if not self._undivided(num_items_in_batch):
             return 1.0
         labels = inputs.get("shift_labels", inputs.get("labels"))
         if num_items_in_batch is None or not isinstance(labels, Tensor):
             return 1.0 / self._n_batches()
+        if (
+            labels.ndim < 2
+            and self._trainer.args.gradient_accumulation_steps * self._trainer.accelerator.num_processes == 1
+        ):
+            return 1.0
+        if self._uses_number is None:
+            self._uses_number = self._measured(model, inputs, num_items_in_batch)
+        if not self._uses_number:
+            return float(processes)
         if "shift_labels" not in inputs and predicts_next_token(core_of(model)):
             labels = labels[..., 1:]
-        processes = self._trainer.accelerator.num_processes if self._trainer.args.average_tokens_across_devices else 1
-        share = (labels != _IGNORED).sum() / num_items_in_batch
-        if self._uses_number is None and abs(float(share) - 1) > _TELLING:
-            self._uses_number = self._measured(model, inputs, num_items_in_batch, float(share), processes)
-        return float(processes) if self._uses_number is False else share * processes
+        return (labels != _IGNORED).sum() / num_items_in_batch * processes
 
-    def _measured(
-        self, model: nn.Module, inputs: Mapping[str, Any], number: Tensor | int, share: float, processes: int
-    ) -> bool:
-        """Whether the number of targets scales the loss."""
+    def _measured(self, model: nn.Module, inputs: Mapping[str, Any], number: Tensor | int) -> bool:
+        """Whether twice the number of targets halves the loss."""
         modes = [(module, module.training) for module in model.modules()]
         with random_state_kept(next(model.parameters()).device), torch.no_grad():
             model.eval()
             try:
-                counted = float(self._compute_loss(model, dict(inputs), num_items_in_batch=number))
-                plain = float(self._compute_loss(model, dict(inputs), num_items_in_batch=None))
+                once, twice = (
+                    float(self._compute_loss(model, dict(inputs), num_items_in_batch=factor * number))
+                    for factor in (1, 2)
+                )
             finally:
                 for module, mode in modes:
                     module.training = mode
-        ratio = counted / processes / plain if plain else share
-        return abs(ratio - share) < abs(ratio - 1)
+        return twice < 0.75 * once
 
     def _undivided(self, num_items_in_batch: Tensor | int | None) -> bool:
         """Whether the Trainer leaves the losses of accumulated batches as they are."""

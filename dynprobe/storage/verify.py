@@ -69,13 +69,14 @@ def verify_run(path: Path) -> Iterator[FileCheck]:
         When the path is no run directory at all.
     """
     require_run(path)
+    ledger, ledger_problems = None, list[str]()
     try:
-        ledger, ledger_problems = read_ledger(path), ()
+        ledger = read_ledger(path)
     except DynprobeError as error:
-        ledger, ledger_problems = None, (str(error),)
+        ledger_problems.append(str(error))
     yield _check_manifest(path, ledger)
     if ledger is not None or ledger_problems:
-        yield FileCheck(path / LEDGER, ledger.problems if ledger is not None else ledger_problems)
+        yield FileCheck(path / LEDGER, ledger.problems if ledger is not None else tuple(ledger_problems))
     if (path / SCALARS).is_symlink() or (path / SCALARS).exists():
         yield _check_scalars(path, ledger)
     yield from _check_arrays(path, ledger)

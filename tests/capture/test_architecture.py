@@ -78,7 +78,9 @@ class FullyShardedDataParallel(nn.Module):
 def test_sharded_weights_are_refused_and_do_not_hang() -> None:
     model = tf.BertModel(tf.BertConfig(**SMALL))
     model.add_module("part", FullyShardedDataParallel())
-    with pytest.raises(CaptureError, match="must hold whole weights, .*; got weights sharded by FullyShardedDataParallel"):
+    with pytest.raises(
+        CaptureError, match=r"must hold whole weights, .*; got weights sharded by FullyShardedDataParallel"
+    ):
         describe_model(model)
     model = tf.BertModel(tf.BertConfig(**SMALL))
     next(model.parameters()).ds_id = 3  # type: ignore[attr-defined]

@@ -35,20 +35,29 @@ def test_the_caller_waits_when_too_much_is_waiting() -> None:
 
 def test_a_fault_stops_what_follows_and_is_raised() -> None:
     done: list[int] = []
-    with pytest.raises(OSError, match="disk full"):  # noqa: SIM117 - the inner context raises
+
+    def work() -> None:
         with InOrder() as later:
             later(lambda: (_ for _ in ()).throw(OSError("disk full")))
             for number in range(1000):
                 later(lambda number=number: done.append(number))
                 time.sleep(0.001)
+
+    with pytest.raises(OSError, match="disk full"):
+        work()
     assert len(done) < 1000
 
 
 def test_a_fault_of_the_caller_drops_what_waits() -> None:
     done: list[int] = []
-    with pytest.raises(KeyError), InOrder() as later:
-        later(lambda: time.sleep(0.05))
-        later(lambda: done.append(1))
-        raise KeyError
+
+    def work() -> None:
+        with InOrder() as later:
+            later(lambda: time.sleep(0.05))
+            later(lambda: done.append(1))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        work()
     assert not done
     assert not any(thread.name == "dynprobe-writer" for thread in threading.enumerate())

@@ -41,11 +41,15 @@ def classifier() -> nn.Module:
     return BertForSequenceClassification(config)
 
 
+def bits_of(value: torch.Tensor) -> bytes:
+    return value.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+
+
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> bytes:
     """Weights, optimizer state and random states, to be compared bit by bit."""
-    weights = {name: value.numpy().tobytes() for name, value in model.state_dict().items()}
+    weights = {name: bits_of(value) for name, value in model.state_dict().items()}
     moments = [
-        {key: value.numpy().tobytes() if isinstance(value, torch.Tensor) else value for key, value in state.items()}
+        {key: bits_of(value) if isinstance(value, torch.Tensor) else value for key, value in state.items()}
         for state in optimizer.state.values()
     ]
     numbers = (torch.get_rng_state().numpy().tobytes(), np.random.get_state()[1].tobytes(), random.getstate())
@@ -83,13 +87,45 @@ def frozen_classifier() -> nn.Module:
     return model
 
 
-def checkpointed_classifier() -> nn.Module:
+def checkpointed_classifier(*, reentrant: bool = False) -> nn.Module:
+    """Each block is run again in the backward pass; the blocks stay in train mode for that."""
     model = classifier().train()
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    if reentrant:  # which needs an input with a gradient
+        model.enable_input_require_grads()
+    assert all(layer.gradient_checkpointing for layer in model.bert.encoder.layer)
     return model
 
 
-@pytest.mark.parametrize("make", [lambda: classifier().train(), frozen_classifier, checkpointed_classifier])
+def half_classifier() -> nn.Module:
+    """Weights and moments in bfloat16."""
+    return classifier().to(torch.bfloat16).train()
+
+
+def half_frozen_checkpointed_classifier() -> nn.Module:
+    model = checkpointed_classifier().to(torch.bfloat16)
+    model.bert.encoder.layer[0].eval().requires_grad_(False)
+    return model
+
+
+MODELS = {
+    "plain": lambda: classifier().train(),
+    "frozen": frozen_classifier,
+    "checkpointed": checkpointed_classifier,
+    "reentrant": lambda: checkpointed_classifier(reentrant=True),
+    "bfloat16": half_classifier,
+    "all": half_frozen_checkpointed_classifier,
+}
+
+
+@pytest.mark.parametrize(
+    "make",
+    # The first and the last quickly; where the last fails, the others tell why.
+    [
+        pytest.param(MODELS[name], id=name, marks=[] if name in ("plain", "all") else pytest.mark.slow)
+        for name in MODELS
+    ],
+)
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_training_ends_with_the_same_bits(

@@ -44,6 +44,8 @@ folder, n_kills = Path(sys.argv[1]), int(sys.argv[2])
 model, probe, rng = tiny_classifier(), tiny_probe_set(12), random.Random(7)
 found = {"kills": 0, "acknowledged": 0, "temporary": 0, "not in ledger": 0, "before the first": 0, "wrong": []}
 
+pace = {True: 0.2, False: 0.05}  # seconds that beginning and one snapshot took last, on this machine under this load
+
 def temporary(run):
     return [file.name for file in run.rglob("*.tmp")] if run.exists() else []
 
@@ -70,11 +72,16 @@ def killed(run):
             os.write(say, f"failed {type(error).__name__}: {error}\\n".encode())
         os._exit(1)
     os.close(say)
-    time.sleep(rng.uniform(0.0, 0.4))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
     with os.fdopen(hear) as stream:
-        return stream.read().split("\\n")
+        said = []
+        for _ in range(rng.choice((0, 1, 2, 3, 4, 6))):  # 0: in the middle of beginning, or of the first snapshot
+            begun = time.perf_counter()
+            said.append(stream.readline().strip())
+            pace[len(said) == 1] = time.perf_counter() - begun
+        time.sleep(rng.uniform(0.0, 1.2) * pace[not said])
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return said + stream.read().split("\\n")
 
 def check(run, said):
     wrong = [line for line in said if line.startswith("failed")]
@@ -169,7 +176,7 @@ def weights_of(model: torch.nn.Module) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "part", [0.2, "dead", *(pytest.param(part, marks=pytest.mark.slow) for part in (0.0, 0.5, 0.9, 0.999))]
+    "part", ["dead", *(pytest.param(part, marks=pytest.mark.slow) for part in (0.0, 0.2, 0.5, 0.9, 0.999))]
 )
 def test_a_disk_that_fills_up_ends_capture_and_not_training(
     part: float | str, make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -264,14 +271,12 @@ def broken(step: int, path: Path) -> None:
 
 
 def test_strict_raises_the_fault(make_trainer: Make, tmp_path: Path) -> None:
-    trainer = make_trainer(callbacks=[DynprobeCallback(tmp_path / "run", on_snapshot=broken, strict=True)])
+    trainer = make_trainer(callbacks=[DynprobeCallback(tmp_path / "run", on_snapshot=broken, strict=True)], max_steps=4)
     with pytest.raises(ZeroDivisionError, match="a defect of ours"):
         trainer.train()
     assert trainer.state.global_step == 3
     status = read_manifest(tmp_path / "run")["status"]
     assert (status["state"], status["reason"]) == ("fault", "a defect of ours")
-    with pytest.warns(UserWarning, match="switched off, training goes on: a defect of ours"):
-        make_trainer(callbacks=[DynprobeCallback(tmp_path / "second", on_snapshot=broken)]).train()
 
 
 def test_processes_that_do_not_write_never_claim_the_run(make_trainer: Make, tmp_path: Path) -> None:

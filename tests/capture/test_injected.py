@@ -146,6 +146,9 @@ def test_a_rehearsal_that_fails_ends_the_program_too(
     options(monkeypatch, tmp_path / "run", dry_run=True, settings={"layers": "77"})
     trainer = make_trainer()
     attach_from_environment(trainer)
-    with pytest.warns(UserWarning, match="this training is not captured: `layers` must lie in"), pytest.raises(SystemExit):
+    with (
+        pytest.warns(UserWarning, match="this training is not captured: `layers` must lie in"),
+        pytest.raises(SystemExit),
+    ):
         trainer.train()
     assert news(a_new_program)[-1]["event"] == "fault"

@@ -43,7 +43,9 @@ MODELS = {
 
 def probe_set(*, decoder: bool = False) -> ProbeSet:
     rows = [{"input_ids": np.arange(5, 16 + i)} for i in range(4)]
-    return ProbeSet.from_features([{**row, "decoder_input_ids": row["input_ids"][:6]} if decoder else row for row in rows])
+    return ProbeSet.from_features(
+        [{**row, "decoder_input_ids": row["input_ids"][:6]} if decoder else row for row in rows]
+    )
 
 
 def model_of(name: str) -> tuple[nn.Module, ProbeSet]:
@@ -171,6 +173,8 @@ def test_the_plan_knows_the_size(asked: dict[str, Any], tmp_path: Path) -> None:
     with h5py.File(file) as stored:
         names: list[str] = []
         stored.visit(names.append)
-        numbers = [n for n in names if isinstance(stored[n], h5py.Dataset) and n.startswith("main") and "index" not in n]
+        numbers = [
+            n for n in names if isinstance(stored[n], h5py.Dataset) and n.startswith("main") and "index" not in n
+        ]
         size = sum(stored[name].nbytes for name in numbers if "offsets" not in name)
     assert size <= recorder.plan.bytes_per_snapshot <= size * 1.1 + 1000

@@ -91,9 +91,11 @@ def test_values_that_are_not_where_they_should_be_are_refused(tmp_path: Path) ->
     """The check is the model's own arithmetic: attention times values must be what the output projection is given."""
     torch.manual_seed(0)
     model = tf.BertModel(tf.BertConfig(**SMALL))
-    model.encoder.layer[1].attention.output.dense.register_forward_pre_hook(lambda _m, args: (args[0] * 1.5,), prepend=True)
+    model.encoder.layer[1].attention.output.dense.register_forward_pre_hook(
+        lambda _m, args: (args[0] * 1.5,), prepend=True
+    )
     with pytest.raises(CaptureError, match="must keep its values where known models do; got BertModel"):
         captured(model, tmp_path / "run")
     xlnet = tf.XLNetModel(tf.XLNetConfig(vocab_size=50, d_model=16, n_layer=2, n_head=4, d_inner=16))
-    with pytest.raises(CaptureError, match="got XLNetModel. Capture it without value norms"):
+    with pytest.raises(CaptureError, match=r"got XLNetModel\. Capture it without value norms"):
         captured(xlnet, tmp_path / "xlnet")

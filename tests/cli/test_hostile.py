@@ -67,6 +67,7 @@ def clean(text: str) -> None:
 FEW = ("--metric", "linear_cka_similarity", "--metric", "prediction_flip_rate")
 
 
+@pytest.mark.slow
 def test_a_page_holds_no_script_and_no_escape(
     call: Callable[..., tuple[int, str, str]], hostile_runs: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -81,7 +82,6 @@ def test_a_page_holds_no_script_and_no_escape(
     clean(content)
 
 
-@pytest.mark.xfail(strict=True, reason="`console.say` prints control characters of findings and notes as they are")
 def test_what_compare_prints_holds_no_escape(
     call: Callable[..., tuple[int, str, str]], hostile_runs: tuple[Path, Path]
 ) -> None:

@@ -111,7 +111,9 @@ def test_what_mt_dnn_calls_stable_kl_is_none() -> None:
         odds, abs=2e-5
     )  # its guards are 1e-6 of probabilities near 0.3
     assert odds == pytest.approx(4 * kl, rel=1e-12)
-    assert float(mt_dnn_stable_kl(torch.tensor([-1.7, 3.8, 0.5]), torch.tensor([-2.1, 8.1, -2.1]))) < -11  # no divergence
+    assert (
+        float(mt_dnn_stable_kl(torch.tensor([-1.7, 3.8, 0.5]), torch.tensor([-2.1, 8.1, -2.1]))) < -11
+    )  # no divergence
 
 
 @pytest.mark.parametrize("measure", [symmetric_kl, detached_symmetric_kl])

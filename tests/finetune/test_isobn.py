@@ -107,7 +107,8 @@ class TestMeasuredDifference:
             share[step] = float(released.group_share().mean() / right.group_share().mean())
         assert saturated[1] > 0.8
         assert saturated[100] == 0
-        assert share[1] > 4
+        assert share[1] > 8
+        assert share[20] > 1.5
         assert share[200] == pytest.approx(1, abs=0.05)
 
 
@@ -372,6 +373,8 @@ class TestInsertion:
         assert torch.allclose(inside[0][known], torch.where(after == 0, 0.0, doubled)[known], atol=1e-6)
         kept = inside[0] != 0
         assert torch.allclose(inside[0][kept], doubled[kept], atol=1e-6)
+        if family == "distilbert":
+            assert 0.3 < float(kept[~known].float().mean()) < 0.7
         assert 0.3 < float((inside[0] == 0).float().mean()) < 0.7
 
     def test_dropout_masks_do_not_shift(self, classifier_of: Callable[..., Any], batch: Callable[..., Any]) -> None:

@@ -10,7 +10,7 @@ import transformers as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynprobe.finetune.layer_rates import layer_rates, layerwise_param_groups
+from dynprobe.finetune.layer_rates import layerwise_param_groups, layerwise_rates
 
 ONE_STACK = ("bert", "roberta", "electra", "distilbert", "mpnet", "deberta", "deberta-v2", "gpt2", "llama")
 TWO_STACKS = ("t5", "bart")
@@ -18,7 +18,7 @@ TWO_STACKS = ("t5", "bart")
 
 class TestRates:
     def test_golden(self) -> None:
-        rates = layer_rates(24, learning_rate=2e-5, decay=0.95)
+        rates = layerwise_rates(24, learning_rate=2e-5, decay=0.95)
         assert rates.head == 2e-5
         assert rates.blocks[0] == pytest.approx(1.9e-5, rel=1e-12)
         assert rates.blocks[-1] == pytest.approx(5.840e-6, abs=5.001e-10)
@@ -26,17 +26,17 @@ class TestRates:
 
     @given(n=st.integers(0, 48), decay=st.floats(0.1, 1.0), offset=st.sampled_from([0, 1, 2]))
     def test_each_is_the_decayed_one_above(self, n: int, decay: float, offset: int) -> None:
-        rates = layer_rates(n, learning_rate=1.0, decay=decay, head_offset=offset)
+        rates = layerwise_rates(n, learning_rate=1.0, decay=decay, head_offset=offset)
         ladder = [*rates.blocks, rates.embeddings]
         assert ladder[0] == pytest.approx(decay**offset)
         assert all(below == pytest.approx(above * decay) for above, below in pairwise(ladder))
 
     def test_conventions(self) -> None:
-        electra = layer_rates(12, learning_rate=1.0, decay=0.8, head_offset=2)
+        electra = layerwise_rates(12, learning_rate=1.0, decay=0.8, head_offset=2)
         assert electra.blocks[0] == pytest.approx(0.64)
-        xlnet = layer_rates(12, learning_rate=1.0, decay=0.8, decay_embeddings=False)
+        xlnet = layerwise_rates(12, learning_rate=1.0, decay=0.8, decay_embeddings=False)
         assert xlnet.embeddings == 1.0
-        assert set(layer_rates(3, learning_rate=1.0, decay=1.0).blocks) == {1.0}
+        assert set(layerwise_rates(3, learning_rate=1.0, decay=1.0).blocks) == {1.0}
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -51,7 +51,7 @@ class TestRates:
     )
     def test_bad_options(self, options: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            layer_rates(**{"n_blocks": 2, "learning_rate": 1.0, **options})
+            layerwise_rates(**{"n_blocks": 2, "learning_rate": 1.0, **options})
 
 
 def rate_by_name(model: Any, **options: Any) -> dict[str, float]:

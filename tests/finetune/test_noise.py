@@ -100,7 +100,7 @@ def stacks(model: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS + GENERATORS)
-@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("left", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_noise_reaches_the_first_block_once(name: str, left: bool, make: Callable[[str], Any]) -> None:
     model = make(name)
     inputs = inputs_for(model, left=left)
@@ -157,6 +157,7 @@ def test_whole_r3f_step(name: str, make: Callable[[str], Any]) -> None:
     assert hooks == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSIFIERS + GENERATORS)
 def test_noise_of_size_zero_changes_nothing(name: str, make: Callable[[str], Any]) -> None:
     model = make(name)

@@ -73,7 +73,9 @@ def test_gradient_flows_through_the_singular_value() -> None:
     weight = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     assert torch.autograd.gradcheck(SpectralNorm(weight.detach()), (weight,))
     (gradient,) = torch.autograd.grad(SpectralNorm(weight.detach())(weight).square().sum(), weight)
-    assert float((gradient * weight.detach()).sum()) == pytest.approx(0, abs=1e-12)  # scaling the weight changes nothing
+    assert float((gradient * weight.detach()).sum()) == pytest.approx(
+        0, abs=1e-12
+    )  # scaling the weight changes nothing
 
 
 def test_repeated_singular_values_have_a_gradient() -> None:

@@ -96,6 +96,7 @@ def check(seen, needed, enough):
     assert all(said == "complete" for level, said in seen.items() if level >= enough)
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_many_levels(run, full, tmp_path):
     needed, enough = size_of_one(tmp_path)
     levels = [int(level) for level in np.linspace(0, needed, 36)]

@@ -257,9 +257,7 @@ def test_status_stands_beside_what_was_there(run):
 def test_a_manifest_that_was_changed_is_refused_until_its_seal_is_removed(run):
     text = (run / MANIFEST).read_bytes()
     (run / MANIFEST).write_bytes(text.replace(b"tiny", b"huge"))
-    with pytest.raises(
-        RunFormatError, match=r"its checksum `seal` does not fit.*changed on purpose, remove that key"
-    ):
+    with pytest.raises(RunFormatError, match=r"its checksum `seal` does not fit.*changed on purpose, remove that key"):
         open_run(run)
     without = {key: value for key, value in json.loads((run / MANIFEST).read_text()).items() if key != "seal"}
     (run / MANIFEST).write_text(json.dumps(without))
