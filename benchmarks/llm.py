@@ -51,9 +51,8 @@ def main() -> None:
     texts = [{"input_ids": rng.integers(5, 1000, size=rng.integers(32, 129))} for _ in range(n_examples)]
     probe = ProbeSet.from_features(texts, n_examples=n_examples)
     n_weights = sum(parameter.numel() for parameter in model.parameters())
-    print(
-        f"{n_weights / 1e9:.2f} billion weights on {asked.device}, {n_examples} probe examples, {probe.n_real_tokens('model')} tokens"
-    )
+    n_tokens = probe.n_real_tokens("model")
+    print(f"{n_weights / 1e9:.2f} billion weights on {asked.device}, {n_examples} probe examples, {n_tokens} tokens")
     with tempfile.TemporaryDirectory() as folder:
         capture_twice(model, probe, Path(folder), asked)
 
@@ -99,7 +98,8 @@ def capture_twice(model: torch.nn.Module, probe: ProbeSet, folder: Path, asked: 
     cost = first + (len(planned) - 1) * each
     n_steps = cost / each_step / MOST
     print(
-        f"a step of {asked.batch} x {asked.tokens} tokens: {each_step:.2f} s; a snapshot: {each:.2f} s (the first {first:.2f} s), {size / 1e6:.0f} MB"
+        f"a step of {asked.batch} x {asked.tokens} tokens: {each_step:.2f} s; "
+        f"a snapshot: {each:.2f} s (the first {first:.2f} s), {size / 1e6:.0f} MB"
     )
     print(
         f"{len(planned)} snapshots: {len(planned) * size / 1e9:.2f} GB, {cost:.1f} s; at most {MOST:.0%} of a training of "

@@ -30,7 +30,7 @@ from dynprobe.capture.settings import CaptureSettings
 from dynprobe.errors import UsageError
 from dynprobe.finetune import Streams, enable
 from dynprobe.finetune import method as make_method
-from dynprobe.storage.directory import append_scalars
+from dynprobe.storage.directory import append_scalars, is_run
 from dynprobe.tasks import Task, encode
 
 
@@ -113,6 +113,10 @@ def train_with_capture(
     UsageError
         For a model that cannot be loaded, or a method or option that does not exist or does not go with the model.
     """
+    if existing == "refuse" and is_run(run_dir):
+        raise UsageError(
+            f"{run_dir}: the run directory must be new; got one that holds a run. Give --force or --resume"
+        )
     place = resolve_model(recipe.model)
     streams = Streams(recipe.seed)
     try:
@@ -154,9 +158,10 @@ def train_with_capture(
 
 def _switch_on(trainer: Trainer, recipe: Recipe, streams: Streams) -> None:
     try:
-        enable(trainer, "standard", streams=streams)
+        enable(trainer, "standard", streams=streams)  # which changes nothing and carries the streams
         for name, options in recipe.methods:
-            enable(trainer, make_method(name, **options))
+            if name != "standard":
+                enable(trainer, make_method(name, **options))
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
 

@@ -40,6 +40,7 @@ def call(tmp_path: Path, *arguments: str, run: str = "run") -> int:
     return run_with_capture(command, InjectedOptions(str(tmp_path / run)), tmp_path / f"status-{run}")
 
 
+@pytest.mark.slow
 def test_an_unmodified_script_is_captured_and_ends_as_before(tmp_path: Path) -> None:
     import subprocess
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynprobe.cli.describe_run import plain
+from dynprobe.cli.console import plain
 from dynprobe.cli.main import entry_point
 from dynprobe.probe_set import ProbeSet
 from dynprobe.storage.directory import read_manifest, write_manifest, write_status

@@ -10,6 +10,7 @@ from dynprobe.experiments.seeds import compare_seeds
 from dynprobe.run import open_run
 
 
+@pytest.mark.slow
 def test_two_seeds_are_trained_compared_and_reported(saved_model: Path, tmp_path: Path) -> None:
     shown: list[tuple[int, int, str]] = []
     report, runs = compare_seeds(
