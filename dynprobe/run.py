@@ -15,7 +15,8 @@ import numpy as np
 
 from dynprobe.errors import RunFormatError, StepNotFoundError
 from dynprobe.probe_set import ProbeSet
-from dynprobe.storage.directory import list_steps, read_manifest, read_scalars, require_run
+from dynprobe.storage.directory import read_manifest, read_scalars
+from dynprobe.storage.folder import list_steps, require_run
 from dynprobe.storage.layout import probe_path, snapshot_path
 from dynprobe.storage.probe_file import read_probe_set
 from dynprobe.storage.reader import FileReader

@@ -22,4 +22,6 @@ def test_the_command_line_loads_nothing_heavy() -> None:
 
 
 def test_starting_a_captured_command_loads_neither_torch_nor_transformers() -> None:
-    assert not modules_after("import dynprobe.capture.inject, dynprobe.capture.settings") & {"torch", "transformers"}
+    assert not modules_after(
+        "import dynprobe.cli.capture, dynprobe.capture.inject, dynprobe.capture.settings, dynprobe.storage.folder"
+    ) & {"torch", "transformers", "h5py", "numpy"}

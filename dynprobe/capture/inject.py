@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dynprobe.errors import CaptureError, NothingCapturedError, UsageError
-from dynprobe.storage.directory import is_run, list_steps
+from dynprobe.storage.folder import is_run, list_steps
 from dynprobe.storage.layout import snapshot_path
 
 # Names of environment variables.

@@ -32,7 +32,7 @@ from dynprobe.capture.rehearsal import leave
 from dynprobe.capture.settings import CaptureSettings
 from dynprobe.errors import CaptureError
 from dynprobe.probe_set import ProbeSet
-from dynprobe.storage.directory import list_steps
+from dynprobe.storage.folder import list_steps
 
 _TRAINER = "transformers.trainer"
 

@@ -25,15 +25,8 @@ from dynprobe.capture.weights import StartingWeights
 from dynprobe.errors import CaptureError, IncompatibleRunsError, RunFormatError, UsageError
 from dynprobe.probe_set import ProbeSet
 from dynprobe.storage.claim import Claim, claim
-from dynprobe.storage.directory import (
-    append_scalars,
-    free_bytes,
-    list_steps,
-    prepare,
-    read_manifest,
-    write_manifest,
-    write_status,
-)
+from dynprobe.storage.directory import append_scalars, free_bytes, prepare, read_manifest, write_manifest, write_status
+from dynprobe.storage.folder import list_steps
 from dynprobe.storage.layout import probe_path, snapshot_path
 from dynprobe.storage.probe_file import read_probe_set, write_probe_set
 

@@ -25,7 +25,8 @@ from dynprobe.capture.recorder import Recorder
 from dynprobe.capture.settings import CaptureSettings
 from dynprobe.errors import CaptureError, DynprobeError, IncompatibleRunsError, UsageError
 from dynprobe.probe_set import DEFAULT_MAX_LENGTH, ProbeSet
-from dynprobe.storage.directory import is_run, list_steps, read_manifest, read_scalars
+from dynprobe.storage.directory import read_manifest, read_scalars
+from dynprobe.storage.folder import is_run, list_steps
 
 ORIGIN = "replay"
 _GO_ON = "Snapshots taken before are kept: mend it or choose others with --steps, then go on with --resume"

@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from dynprobe.errors import UsageError
 
 DEFAULT_SCHEDULE = "log:8"
@@ -62,7 +60,8 @@ class Schedule:
         """Steps of a training of `max_steps` optimizer steps, ascending, from 0 to `max_steps`."""
         between: set[int] = set()
         if self.kind == "log":
-            between = {round(step) for step in np.geomspace(1, max(max_steps, 1), self.numbers[0])}
+            last, n = max(max_steps, 1), self.numbers[0]
+            between = {round(last ** (place / max(n - 1, 1))) for place in range(n)}
         elif self.kind == "every":
             between = set(range(0, max_steps, self.numbers[0]))
         elif self.kind == "at":

@@ -75,7 +75,7 @@ def capture(
     from dynprobe.capture.inject import InjectedOptions, run_with_capture
     from dynprobe.capture.settings import settings_from_words
     from dynprobe.errors import UsageError
-    from dynprobe.storage.directory import list_steps, require_run
+    from dynprobe.storage.folder import list_steps, require_run
 
     if force and resume:
         raise UsageError("--force and --resume must not be given together: replace the run, or go on with it")

@@ -72,7 +72,7 @@ def compare(
     from dynprobe.errors import UsageError
     from dynprobe.report import terminal_tables, write_json, write_report
     from dynprobe.report.writing import check_target
-    from dynprobe.storage.directory import is_run
+    from dynprobe.storage.folder import is_run
 
     thresholds = [Threshold.parse(text) for text in fail_on]
     unknown = [threshold.metric for threshold in thresholds if threshold.metric not in METRICS]
@@ -113,7 +113,7 @@ def _compared(
     from dynprobe.analysis import compare as compare_runs
     from dynprobe.errors import UsageError
     from dynprobe.run import open_run
-    from dynprobe.storage.directory import is_run
+    from dynprobe.storage.folder import is_run
 
     with tempfile.TemporaryDirectory(prefix="dynprobe-") as scratch, progress_bar() as advance:
         paths = (Path(a), Path(b))

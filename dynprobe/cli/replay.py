@@ -50,7 +50,8 @@ def replay(
     from dynprobe.capture.replay import replay as replay_checkpoints
     from dynprobe.capture.settings import settings_from_words
     from dynprobe.errors import UsageError
-    from dynprobe.storage.directory import list_steps, read_manifest
+    from dynprobe.storage.directory import read_manifest
+    from dynprobe.storage.folder import list_steps
 
     if force and resume:
         raise UsageError("--force and --resume must not be given together: replace the run, or go on with it")
@@ -97,7 +98,7 @@ def _probe_set(
 ) -> "ProbeSet":
     from dynprobe.capture.replay import probe_set_from_texts
     from dynprobe.errors import UsageError
-    from dynprobe.storage.directory import require_run
+    from dynprobe.storage.folder import require_run
     from dynprobe.storage.layout import probe_path
     from dynprobe.storage.probe_file import read_probe_set
     from dynprobe.tasks import read_texts

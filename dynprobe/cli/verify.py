@@ -15,7 +15,7 @@ def verify(run_dir: Path) -> None:
 
     Exit code 0 when all is intact, 3 when something is damaged, missing or exchanged.
     """
-    from dynprobe.storage.directory import list_steps
+    from dynprobe.storage.folder import list_steps
     from dynprobe.storage.verify import verify_run
 
     checks = []

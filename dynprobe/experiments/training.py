@@ -30,7 +30,8 @@ from dynprobe.capture.settings import CaptureSettings
 from dynprobe.errors import UsageError
 from dynprobe.finetune import Streams, enable
 from dynprobe.finetune import method as make_method
-from dynprobe.storage.directory import append_scalars, is_run
+from dynprobe.storage.directory import append_scalars
+from dynprobe.storage.folder import is_run
 from dynprobe.tasks import Task, encode
 
 

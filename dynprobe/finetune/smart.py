@@ -52,8 +52,10 @@ class SMART(Regulariser):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("eps", "noise_std", "step_size"):
+        for name in ("eps", "step_size"):
             require_range(name, getattr(self, name), low=0, high=10)
+        # At no noise at all the divergence has no gradient, and nothing would ever climb.
+        require_range("noise_std", self.noise_std, low=0, high=10, open_low=True)
         require_range("steps", self.steps, low=1, high=100)
         require_range("proximal_weight", self.proximal_weight, low=0)
         for name in ("momentum", "late_momentum"):

@@ -9,6 +9,7 @@ from typing import Any
 
 from dynprobe.errors import RunFormatError, UsageError
 from dynprobe.storage.claim import claim
+from dynprobe.storage.folder import OWN_FOLDERS, is_run, list_steps
 from dynprobe.storage.layout import (
     FORMAT_VERSION,
     LEDGER,
@@ -23,7 +24,6 @@ from dynprobe.storage.layout import (
     SNAPSHOTS,
     is_probe_name,
     is_temporary,
-    probe_path,
     step_of,
 )
 from dynprobe.storage.ledger import enter, has_ledger, name_in_run, read_ledger, start_ledger
@@ -33,7 +33,6 @@ from dynprobe.storage.writer import write_atomically
 
 # Folders and files that a run directory may hold.
 _OWN_FILES = (MANIFEST, SCALARS, LEDGER, LOCK, OWNER)
-_OWN_FOLDERS = (PROBES, SNAPSHOTS)
 
 # What the manifest may hold under the names that are used, where it has them.
 _MANIFEST_TYPES: dict[str, tuple[type, str]] = {
@@ -43,28 +42,6 @@ _MANIFEST_TYPES: dict[str, tuple[type, str]] = {
     "training": (dict, "object"),
     "status": (dict, "object"),
 }
-
-
-def is_run(path: Path) -> bool:
-    """Whether a folder looks like a run directory: a manifest or a probe set inside."""
-    return (path / MANIFEST).is_file() or probe_path(path).is_file()
-
-
-def require_run(path: Path) -> None:
-    """Check that a path is a run directory whose folders are its own.
-
-    Raises
-    ------
-    RunFormatError
-        Saying what the path is instead and how a run directory is made.
-    """
-    for name in _OWN_FOLDERS:
-        if (path / name).is_symlink():
-            raise RunFormatError(f"{path / name}: must be a folder of the run itself; got a symbolic link out of it")
-    if is_run(path):
-        return
-    got = "nothing" if not path.exists() else "a file" if path.is_file() else "a folder without a manifest"
-    raise RunFormatError(f"{path}: must be a run directory (written by `dynprobe capture` or a Recorder); got {got}")
 
 
 def prepare(path: Path, *, force: bool, resume: bool) -> None:
@@ -89,9 +66,9 @@ def prepare(path: Path, *, force: bool, resume: bool) -> None:
     """
     if (path.exists() or path.is_symlink()) and not path.is_dir():
         raise UsageError(f"{path}: the run directory must be a folder; got a file. Choose another path")
-    for name in (*_OWN_FOLDERS, *_OWN_FILES):
+    for name in (*OWN_FOLDERS, *_OWN_FILES):
         if (path / name).is_symlink():
-            kind = "folder" if name in _OWN_FOLDERS else "file"
+            kind = "folder" if name in OWN_FOLDERS else "file"
             raise UsageError(f"{path / name}: must be a {kind} of the run itself; got a symbolic link. Remove the link")
     holds_run = is_run(path) or bool(list_steps(path))
     if holds_run and not force and not resume:
@@ -101,7 +78,7 @@ def prepare(path: Path, *, force: bool, resume: bool) -> None:
         )
     if not holds_run and path.is_dir() and any(_foreign(path)):
         raise UsageError(f"{path}: the run directory must be new or empty; got a folder with other files in it")
-    for name in _OWN_FOLDERS:
+    for name in OWN_FOLDERS:
         (path / name).mkdir(parents=True, exist_ok=True)
     with claim(path):
         if force:
@@ -116,13 +93,6 @@ def sweep(path: Path) -> None:
         for file in folder.iterdir():
             if is_temporary(file) and not _is_folder(file):
                 file.unlink(missing_ok=True)
-
-
-def list_steps(path: Path) -> tuple[int, ...]:
-    """Steps that have a complete snapshot file, ascending."""
-    folder = path / SNAPSHOTS
-    files = folder.iterdir() if folder.is_dir() else ()
-    return tuple(sorted(step for step in map(step_of, files) if step is not None))
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
@@ -252,9 +222,9 @@ def _is_folder(path: Path) -> bool:
 
 def _real_folders(path: Path) -> Iterator[Path]:
     """Folders of a run that are there and no symbolic links: following a link would leave the run."""
-    return (path / name for name in _OWN_FOLDERS if (path / name).is_dir() and not (path / name).is_symlink())
+    return (path / name for name in OWN_FOLDERS if (path / name).is_dir() and not (path / name).is_symlink())
 
 
 def _foreign(path: Path) -> Iterator[str]:
     """Names in a folder that no run directory has."""
-    return (file.name for file in path.iterdir() if file.name not in (*_OWN_FILES, *_OWN_FOLDERS))
+    return (file.name for file in path.iterdir() if file.name not in (*_OWN_FILES, *OWN_FOLDERS))

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dynprobe.errors import DynprobeError, RunFormatError
-from dynprobe.storage.directory import read_manifest, require_run, scalars_bytes
+from dynprobe.storage.directory import read_manifest, scalars_bytes
+from dynprobe.storage.folder import require_run
 from dynprobe.storage.layout import (
     LEDGER,
     MANIFEST,

@@ -21,7 +21,8 @@ from dynprobe.capture.recorder import Recorder
 from dynprobe.capture.replay import replay
 from dynprobe.errors import CaptureError, UsageError
 from dynprobe.run import open_run
-from dynprobe.storage.directory import list_steps, read_manifest
+from dynprobe.storage.directory import read_manifest
+from dynprobe.storage.folder import list_steps
 from dynprobe.storage.verify import verify_run
 from tests.conftest import tiny_classifier, tiny_probe_set
 

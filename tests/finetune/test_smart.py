@@ -207,6 +207,7 @@ def test_released_needs_an_encoder_that_classifies(
     [
         ({"eps": -1.0}, r"`eps` must be a finite number at least 0"),
         ({"step_size": float("nan")}, r"`step_size` must be a finite number"),
+        ({"noise_std": 0.0}, r"`noise_std` must be a finite number above 0 and at most 10; got 0.0"),
         ({"steps": 0}, r"`steps` must be a finite number at least 1 and at most 100; got 0"),
         ({"momentum": 1.5}, r"`momentum` must be .* at most 1; got 1.5"),
         ({"late_after": -1}, r"`late_after` must be a finite number at least 0"),

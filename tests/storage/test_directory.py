@@ -9,15 +9,13 @@ from dynprobe.errors import RunFormatError, UsageError
 from dynprobe.storage.directory import (
     append_scalars,
     free_bytes,
-    is_run,
-    list_steps,
     prepare,
     read_manifest,
     read_scalars,
-    require_run,
     sweep,
     write_manifest,
 )
+from dynprobe.storage.folder import is_run, list_steps, require_run
 from dynprobe.storage.layout import LEDGER, MANIFEST, SCALARS, SNAPSHOTS, probe_path, snapshot_path
 from dynprobe.storage.ledger import Ledger, read_ledger
 

@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from dynprobe.storage.directory import list_steps, prepare
+from dynprobe.storage.directory import prepare
+from dynprobe.storage.folder import list_steps
 from dynprobe.storage.layout import LEDGER, snapshot_path
 from dynprobe.storage.verify import verify_run
 from dynprobe.storage.writer import FileWriter
