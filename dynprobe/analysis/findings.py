@@ -109,7 +109,7 @@ def _at(row: pd.Series) -> str:
 def _attention(table: pd.DataFrame, name: str) -> Iterator[str]:
     rows, against = _changes(table, "attention_js_divergence", name)
     for stack, own in rows.groupby("stack", sort=False):
-        plain = own[own["position"].isna()]
+        plain = _of_the_stack(own)
         if len(plain) < 2:
             continue
         top, least = plain.iloc[int(plain["value"].argmax())], plain.iloc[int(plain["value"].argmin())]
@@ -148,13 +148,18 @@ def _hidden_states(table: pd.DataFrame, name: str) -> Iterator[str]:
         )
 
 
+def _of_the_stack(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a stack's own attention or states, whole or of [CLS], without those of cross attention and pooled vectors."""
+    return rows[rows["position"].isna() | rows["position"].isin(["cls"])]
+
+
 def _apart(table: pd.DataFrame, names: tuple[str, ...]) -> Iterator[str]:
     """Whether the runs ended further from each other than from their starts, layer by layer."""
     for metric, sign, what in (("svcca_similarity", 1, "hidden states"), ("attention_js_divergence", -1, "attention")):
         between = end_rows(table, metric, "between")
-        between = between[between["position"].isna()].set_index(["stack", "layer"])
+        between = _of_the_stack(between).set_index(["stack", "layer"])
         starts = [end_rows(table, metric, "from_start", name) for name in names]
-        starts = [own[own["position"].isna()].set_index(["stack", "layer"]) for own in starts]
+        starts = [_of_the_stack(own).set_index(["stack", "layer"]) for own in starts]
         shared = between.index.intersection(starts[0].index).intersection(starts[1].index)
         if not len(shared):
             continue

@@ -12,7 +12,7 @@ from dynprobe.report.wording import mapping_of, run_labels, short_label
 from dynprobe.result import Result
 
 # How the vector of an example was pooled from its tokens; other positions stand for themselves.
-_POSITIONS = {"first": "first token", "mean": "mean over tokens", "last": "last token"}
+_POSITIONS = {"first": "first token", "mean": "mean over tokens", "last": "last token", "cls": "[CLS] as query"}
 NOT_FINITE = "the value is not a finite number"
 
 
