@@ -29,6 +29,8 @@ from dynprobe.storage.writer import FileWriter
 SIZES = {
     "tiny": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8},
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
+    # Stores what 1b stores at a fifth of its arithmetic, to time the comparison where arithmetic is slow.
+    "1b-thin": {"hidden_size": 2048, "intermediate_size": 64, "num_hidden_layers": 16, "num_attention_heads": 32},
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
 }
 WIDE_VOCABULARY = 128_256

@@ -220,6 +220,10 @@ class Snapshot(AbstractContextManager["Snapshot"]):
         """(n_examples, d_model) one vector per example: the first or last real token, or the mean of the real tokens."""
         return self._read(f"{PROBE}/{stack}/pooled/{kind}/{layer}")
 
+    def value_norm_layers(self, stack: str = "model") -> tuple[int, ...]:
+        """Blocks with value norms, counted from 1."""
+        return self._numbers(f"{PROBE}/{stack}/value_norms/")
+
     def value_norms(self, layer: int, stack: str = "model") -> np.ndarray:
         """(n_tokens, n_heads) norms of the value vectors after each head's part of the output projection.
 

@@ -99,7 +99,8 @@ def attention_js(
     rows += list(_missing(pairs))
     notes = _notes(specials=specials, n_skipped=sum(skipped), causal=bool(causal)) if jobs else ()
     if any(kind == "cls" for _, kind, _, _ in jobs):
-        notes += ("Only the attention of [CLS], or of what stands for it, was captured: it alone is compared.",)
+        of_cls = "Only the attention of [CLS], or of what stands for it, was captured: as query it is always kept."
+        notes += (of_cls,)
     return Result("Attention", tidy(rows), describe(ATTENTION), notes=notes)
 
 

@@ -11,9 +11,9 @@ from dynprobe.analysis.attention import Movement, movement_of
 from dynprobe.analysis.attention_rows import LayerReader
 from dynprobe.analysis.causality import is_causal
 from dynprobe.analysis.isotropy import MIN_EXAMPLES
+from dynprobe.analysis.layer import ROWS_PER_DIRECTION
 from dynprobe.analysis.moments import Moment, Pair
 from dynprobe.analysis.representations import Representations
-from dynprobe.analysis.similarity import ROWS_PER_DIRECTION
 from dynprobe.metrics import dimension_std, isoscore
 from dynprobe.metrics.from_sums import Whitening, variate_products, whiten
 from dynprobe.metrics.grid import mean_correlation_of

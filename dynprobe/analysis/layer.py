@@ -15,6 +15,9 @@ from dynprobe.metrics.rows import Prepared
 from dynprobe.metrics.sums import CrossSums, SideSums, cross_sums, pooled, side_sums
 from dynprobe.metrics.workers import in_parallel
 
+# Tokens for each kept direction; below it canonical correlations of unrelated data are far from zero.
+ROWS_PER_DIRECTION = 10
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -154,10 +157,16 @@ class Layer:
         found = self._halves.get((moment, groups))
         if found is None:
             whole = self.side(moment)
-            found = self._with_whitening(moment, whole.rows, whole.parts, groups=groups)
+            found = self._with_whitening(
+                moment, whole.rows, whole.parts, groups=groups, trusted=self._is_trusted(whole)
+            )
             if moment in self._keep:
                 self._halves[moment, groups] = found
         return found
+
+    def _is_trusted(self, side: Side) -> bool:
+        """Whether SVCCA with it gets an interval; decompositions for one that nobody is shown would take most of the time."""
+        return side.whitening is not None and self._states.n_rows >= ROWS_PER_DIRECTION * side.whitening.n_kept
 
     def _chance(self, pair: Pair) -> Agreement | None:
         shift = self._states.shift()
@@ -176,13 +185,21 @@ class Layer:
         return self._with_whitening(moment, rows, side_sums(rows, self._groups))
 
     def _with_whitening(
-        self, moment: Moment, rows: Prepared, parts: SideSums, *, groups: Sequence[int] | None = None
+        self,
+        moment: Moment,
+        rows: Prepared,
+        parts: SideSums,
+        *,
+        groups: Sequence[int] | None = None,
+        trusted: bool = True,
     ) -> Side:
         sums = pooled(parts, groups=groups)
         reference = self._sides.get(self._states.reference(moment, self._number))
         held = None if reference is None or reference.whitening is None else reference.whitening.n_kept
         own = self_hsic(rows, sums)
         less = replace(sums, products=sums.products.new_empty(0))  # a view would hold them all
+        if not trusted:
+            return Side(rows, parts, less, own, None)
         try:
             found = whiten(rows, float(sums.n), sums.total, sums.products, variance=self._variance, n_kept=held)
         except ValueError as error:  # a layer without variance, such as position embeddings alone

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dynprobe.analysis.catalog import SIMILARITY, describe
-from dynprobe.analysis.layer import Agreement, Compared, Layer
+from dynprobe.analysis.layer import ROWS_PER_DIRECTION, Agreement, Compared, Layer
 from dynprobe.analysis.layer_maps import corner_pairs, layer_maps
 from dynprobe.analysis.matching import layer_mismatch, shared_stacks
 from dynprobe.analysis.moments import Moment, Pair, ends_of, last_pairs, moments_in
@@ -21,8 +21,6 @@ from dynprobe.metrics.workers import in_parallel
 from dynprobe.result import Result, tidy
 
 SVCCA, CKA = SIMILARITY
-# Tokens for each kept direction; below it canonical correlations of unrelated data are far from zero.
-ROWS_PER_DIRECTION = 10
 _WORKERS_BYTES = 3 * 2**28  # for what all layers in hand hold together
 _N_SIDES, _N_PAIRS = 6, 3  # in hand: start, end and one more of each of two runs
 

@@ -106,11 +106,18 @@ def run_with_capture(command: Sequence[str], options: InjectedOptions, status_fi
             f"{options.run_dir}: the run directory must be new; got one that holds a run. Choose another path with -o, "
             "or give --force to replace it or --resume to go on with it"
         )
+    if Path(options.run_dir).exists() and not Path(options.run_dir).is_dir():
+        raise UsageError(
+            f"{options.run_dir}: the run directory must be a folder; got a file. Choose another path with -o"
+        )
     before = _snapshots(Path(options.run_dir))
     code = _run(command, environment)
     if options.dry_run and any(record.get("event") == "rehearsal" for record in _news(status_file)):
         return code
-    if code == 0 and _snapshots(Path(options.run_dir)) <= before:
+    began = any(record.get("event") == "capturing" for record in _news(status_file))
+    if code == 0 and (
+        not began or _snapshots(Path(options.run_dir)) <= before
+    ):  # new ones may also be another writer's
         raise NothingCapturedError(_why_nothing(status_file, command))
     faults = _faults(_news(status_file)) if options.strict else []
     if code == 0 and faults:  # where the program could not be ended, such as while Python itself was ending

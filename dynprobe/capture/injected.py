@@ -48,6 +48,7 @@ class InjectedCallback(DynprobeCallback):
             rehearsal = recorder.rehearse()
             leave(rehearsal if recorder.ranks.writes else None)
         super()._begin(recorder, state)
+        report({"event": "capturing"})
 
     def _switch_off(self, reason: str) -> None:
         report({"event": "fault", "reason": reason})

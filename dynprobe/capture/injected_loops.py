@@ -182,6 +182,7 @@ class LoopCapture:
             recorder.fault(str(error) or repr(error))
             recorder.close()
             raise
+        report({"event": "capturing"})
         run_names.n_taken += 1
         self._follow(training, optimizer, others)
 

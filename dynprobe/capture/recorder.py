@@ -336,9 +336,12 @@ class Recorder:
         """Snapshots of one run must hold the same layers, tokens and examples, or they cannot be compared."""
         before, now = contents_said(read_manifest(self.path)), contents_of(self.plan, self._architecture)
         if self.steps and before is not None and before != now:
+            others = [
+                f"{name} {now.get(name)} instead of {old}" for name, old in before.items() if now.get(name) != old
+            ]
             raise IncompatibleRunsError(
-                f"{self.path}: a run must go on with the same model and amounts, {before}; got {now}. "
-                "Give the --hidden, --attention, --attention-dtype and --budget of its first part, or another run directory"
+                f"{self.path}: a run must go on with the same model and amounts; got {', '.join(others)}. Give the model and "
+                "the options (--hidden, --attention, --layers, --budget ...) of its first part, or another run directory"
             )
 
     def _write_manifest(self) -> None:

@@ -68,6 +68,9 @@ class CaptureSettings:
             raise UsageError(f"`attention_dtype` must be 'float16' or 'float32'; got {self.attention_dtype!r}")
         if self.attention_rows not in ATTENTION_ROWS:
             raise UsageError(f"`attention_rows` must be 'all' or 'cls'; got {self.attention_rows!r}")
+        if self.attention == "none" and (self.value_norms or self.attention_rows == "cls"):
+            wanted = "value norms" if self.value_norms else "attention of [CLS]"
+            raise UsageError(f"`attention` must not be 'none' where {wanted} is wanted: it says of how many examples")
         parse_layers(self.layers)
         for name in ("hidden", "attention"):
             value = getattr(self, name)

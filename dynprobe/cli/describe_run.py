@@ -68,12 +68,26 @@ def _holds(run: Run, stack: str) -> str:
     parts = []
     if snapshot.layers(stack):
         rows = len(snapshot.hidden_rows(stack))
-        parts.append(f"hidden states of {rows} tokens in {len(snapshot.layers(stack))} layers")
-    if snapshot.attention_layers(stack):
-        examples, blocks = len(snapshot.attention_examples(stack)), snapshot.attention_layers(stack)
-        stored = " and ".join(sorted({snapshot.attentions(block, stack).dtype.name for block in blocks}))
-        parts.append(f"attention of {examples} examples in {len(blocks)} blocks, {stored}")
+        parts.append(f"hidden states of {rows} tokens in layers {_ranges(snapshot.layers(stack))}")
+    for kind, what in (("self", "attention"), ("cls", "attention of [CLS]"), ("cross", "cross attention")):
+        if blocks := snapshot.attention_layers(stack, kind):
+            examples = len(snapshot.attention_examples(stack))
+            stored = " and ".join(sorted({snapshot.attentions(block, stack, kind).dtype.name for block in blocks}))
+            parts.append(f"{what} of {examples} examples in blocks {_ranges(blocks)}, {stored}")
+    if blocks := snapshot.value_norm_layers(stack):
+        parts.append(f"value norms in blocks {_ranges(blocks)}")
     parts.append(f"pooled vectors: {', '.join(snapshot.pooled_kinds(stack)) or 'none'}")
     said = snapshot.outputs()
     parts.append(f"outputs: {said.kind if said else 'none'}")
     return "; ".join(parts)
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """Ascending numbers, neighbours joined: ``0-3, 6``."""
+    groups: list[list[int]] = []
+    for number in numbers:
+        if groups and number == groups[-1][-1] + 1:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    return ", ".join(str(g[0]) if len(g) == 1 else f"{g[0]}-{g[-1]}" for g in groups)

@@ -123,6 +123,8 @@ def _methods(names: tuple[str, ...], pairs: tuple[str, ...]) -> tuple[tuple[str,
     from dynprobe.finetune import METHODS, parse_options
 
     chosen: dict[str, dict[str, str]] = {name: {} for name in names}
+    if pairs and not names:
+        raise UsageError(f"--option must go with a --method; got {pairs[0]!r} alone")
     for pair in pairs:
         key, equals, value = pair.partition("=")
         owner, dot, option = key.partition(".")
@@ -133,6 +135,8 @@ def _methods(names: tuple[str, ...], pairs: tuple[str, ...]) -> tuple[tuple[str,
                 f"--option must be KEY=VALUE of the one --method, or METHOD.KEY=VALUE of one of {list(names)}; got {pair!r}"
             )
         chosen[owner][option] = value
+    if len(chosen) < len(names):
+        raise UsageError(f"--method must be given once for each method; got {', '.join(names)}")
     if unknown := [name for name in names if name not in METHODS]:
         raise UsageError(f"--method must be one of {', '.join(METHODS)}; got {unknown[0]!r}")
     try:

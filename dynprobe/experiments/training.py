@@ -1,9 +1,10 @@
 """Fine-tune a pretrained model on a task, with capture on and with any of the training methods."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ from dynprobe.capture.settings import CaptureSettings
 from dynprobe.errors import UsageError
 from dynprobe.finetune import Streams, enable
 from dynprobe.finetune import method as make_method
-from dynprobe.storage.directory import append_scalars
+from dynprobe.storage.directory import append_scalars, read_manifest, write_status
 from dynprobe.storage.folder import is_run
 from dynprobe.tasks import Task, encode
+
+# In a folder of checkpoints that is ours to remove.
+_MARK = ".dynprobe-finetune"
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,9 @@ def train_with_capture(
         raise UsageError(
             f"{run_dir}: the run directory must be new; got one that holds a run. Give --force or --resume"
         )
+    facts = _facts(task, recipe)
+    if existing == "resume":
+        _require_unfinished(run_dir, facts, checkpoints)
     place = resolve_model(recipe.model)
     streams = Streams(recipe.seed)
     try:
@@ -128,11 +135,11 @@ def train_with_capture(
         raise UsageError(f"{recipe.model}: must be a model that transformers can load; {error}") from error
     data = {name: encode(split, tokenizer, max_length=recipe.max_length) for name, split in task.splits.items()}
     callbacks: list[TrainerCallback] = [
-        DynprobeCallback(run_dir, settings=settings, facts=_facts(task, recipe), existing=existing),
+        DynprobeCallback(run_dir, settings=settings, facts=facts, existing=existing),
         *([EarlyStoppingCallback(recipe.patience)] if recipe.patience else []),
         *([_Progress(on_step)] if on_step is not None else []),
     ]
-    with _scratch(checkpoints) as folder:
+    with _scratch(checkpoints, goes_on=existing == "resume") as folder:
         trainer = Trainer(
             model,
             _arguments(task, recipe, folder, silent=on_step is not None, saves=checkpoints is not None),
@@ -151,7 +158,7 @@ def train_with_capture(
         if "test" in data:
             test: Any = data["test"]
             scores |= _numbers(trainer.predict(test, metric_key_prefix="test").metrics or {}, "test")
-        append_scalars(run_dir, {"step": trainer.state.global_step, "final": True, **scores})
+        _keep_scores(run_dir, {"step": trainer.state.global_step, "final": True, **scores})
         if save_model is not None:
             trainer.save_model(str(save_model))
     return scores
@@ -167,16 +174,65 @@ def _switch_on(trainer: Trainer, recipe: Recipe, streams: Streams) -> None:
         raise UsageError(str(error)) from error
 
 
+def _keep_scores(run_dir: Path, record: Mapping[str, Any]) -> None:
+    """Add a line to the scalars of a run whose capture is over: its manifest says how long they are."""
+    append_scalars(run_dir, record)
+    status = read_manifest(run_dir).get("status", {})
+    if status.get("state") in ("finished", "fault"):
+        write_status(run_dir, status["state"], step=status.get("step"), reason=status.get("reason"))
+
+
+def _require_unfinished(run_dir: Path, facts: Mapping[str, Any], checkpoints: Path | None) -> None:
+    """Only a training that was interrupted can go on, and only as it began: snapshots of two would be taken for one."""
+    if not is_run(run_dir):
+        raise UsageError(f"{run_dir}: to go on with a training there must be one; got none")
+    manifest = read_manifest(run_dir)
+    if manifest.get("status", {}).get("state") == "finished" and not (checkpoints and checkpoints.is_dir()):
+        raise UsageError(
+            f"{run_dir}: a training that goes on must be unfinished; this one is over. Give --force to replace it"
+        )
+    before, now = manifest.get("training", {}), json.loads(json.dumps(facts))
+    others = [
+        f"{name} {value!r} instead of {before.get(name)!r}" for name, value in now.items() if before.get(name) != value
+    ]
+    if others:
+        raise UsageError(
+            f"{run_dir}: a training must go on as it began; got {', '.join(others)}. Give --force to begin anew"
+        )
+
+
 @contextmanager
-def _scratch(checkpoints: Path | None) -> Iterator[Path]:
+def _scratch(checkpoints: Path | None, *, goes_on: bool) -> Iterator[Path]:
     """A folder for checkpoints, gone when the training is over; one that was asked for stays when it is interrupted."""
     if checkpoints is None:
         with tempfile.TemporaryDirectory(prefix="dynprobe-") as folder:
             yield Path(folder)
         return
+    mark = checkpoints / _MARK
+    if checkpoints.exists() and not mark.is_file():
+        raise UsageError(
+            f"{checkpoints}: the folder for checkpoints must be new, or left by an interrupted training; got another one. "
+            "Move it, or choose another name for the run"
+        )
+    if not goes_on:
+        _remove_checkpoints(checkpoints)
     checkpoints.mkdir(parents=True, exist_ok=True)
-    yield checkpoints
-    shutil.rmtree(checkpoints)
+    mark.touch()
+    try:
+        yield checkpoints
+    except UsageError:  # nothing has been trained
+        _remove_checkpoints(checkpoints)
+        raise
+    _remove_checkpoints(checkpoints)
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    """Remove what a training left, and the folder if nothing else is in it."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    (folder / _MARK).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _facts(task: Task, recipe: Recipe) -> dict[str, Any]:

@@ -160,9 +160,10 @@ def test_a_hidden_sitecustomize_that_fails_fails_as_before(tmp_path: Path, monke
 
 @pytest.mark.slow
 def test_a_fault_inside_capture_does_not_change_how_the_program_ends(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("a file where the run directory should be")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "probes").write_text("a file where a folder of the run should be")
     assert call(tmp_path, "5") == 5
-    with pytest.raises(NothingCapturedError, match=r"nothing was captured: .*must be a folder; got a file"):
+    with pytest.raises(NothingCapturedError, match=r"nothing was captured: "):
         call(tmp_path, "0")
     assert (tmp_path / "out.sha").is_file(), "the program went on to its end"
 

@@ -48,7 +48,7 @@ def test_a_trainer_is_captured_as_the_environment_says(
     assert run.steps == (0, 5, 10, 12)
     assert len(run[0].attention_examples()) == 3
     assert run[12].attentions(1).dtype == np.float32
-    assert news(a_new_program) == [{"event": "trainer"}]
+    assert news(a_new_program) == [{"event": "trainer"}, {"event": "capturing"}]
 
 
 def test_the_probe_set_of_another_run(make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

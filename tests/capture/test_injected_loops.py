@@ -130,7 +130,8 @@ def start(tmp_path: Path, probe_run: str, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def faults(tmp_path: Path) -> list[str]:
-    return [json.loads(line)["reason"] for line in (tmp_path / "status").read_text().splitlines()]
+    lines = map(json.loads, (tmp_path / "status").read_text().splitlines())
+    return [line["reason"] for line in lines if line["event"] == "fault"]
 
 
 def command(tmp_path: Path, text: str, *arguments: str) -> list[str]:

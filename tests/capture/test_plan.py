@@ -3,6 +3,7 @@
 import math
 import tempfile
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,3 +238,11 @@ def test_a_plan_never_promises_less_than_a_snapshot_takes(
             )
     assert actual <= recorder.plan.bytes_per_snapshot + n_arrays * BYTES_PER_ARRAY
     assert size <= recorder.plan.bytes_per_snapshot + n_arrays * BYTES_PER_ARRAY + BYTES_PER_FILE
+
+
+@pytest.mark.parametrize("asked", [{"value_norms": True}, {"attention_rows": "cls"}])
+def test_what_needs_attention_is_refused_without(asked: dict[str, Any]) -> None:
+    with pytest.raises(
+        UsageError, match=r"`attention` must not be 'none' where (value norms|attention of .CLS.) is wanted"
+    ):
+        CaptureSettings(attention="none", **asked)

@@ -242,7 +242,9 @@ def test_a_run_from_before_there_was_a_choice_goes_on_in_float16(tmp_path: Path)
     assert manifest["contents"].pop("attention_dtype") == "float16"
     write_manifest(tmp_path / "run", manifest)
     wide = CaptureSettings(attention_dtype="float32")
-    with pytest.raises(IncompatibleRunsError, match=r"must go on with the same .* Give the .*--attention-dtype"):
+    with pytest.raises(
+        IncompatibleRunsError, match=r"must go on with the same .* got attention_dtype float32 instead of float16"
+    ):
         Recorder(bert(), probe_set(), tmp_path / "run", settings=wide, existing="resume").__enter__()
     with Recorder(bert(), probe_set(), tmp_path / "run", existing="resume") as recorder:
         recorder.snapshot(5)
@@ -285,7 +287,8 @@ def test_a_run_goes_on_only_with_the_same_amounts(tmp_path: Path) -> None:
     fewer = CaptureSettings(hidden=10)
     for model, settings in ((bert(), fewer), (bert(num_hidden_layers=3), None), (bert(hidden_size=64), None)):
         with pytest.raises(
-            IncompatibleRunsError, match=r"must go on with the same model and amounts, \{.*'tokens': .*; got"
+            IncompatibleRunsError,
+            match=r"must go on with the same model and amounts; got model \{.*'tokens': .* instead of",
         ):
             Recorder(model, probe_set(), tmp_path / "run", settings=settings, existing="resume").__enter__()
     with Recorder(bert(), probe_set(), tmp_path / "run", existing="resume") as recorder:

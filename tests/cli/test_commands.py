@@ -51,7 +51,7 @@ def test_info_shows_model_steps_and_probe_set(call: Callable[..., tuple[int, str
         "0, 2, 6",
         "40 examples",
         "zero, one, two",
-        "attention of 40 examples in 2 blocks, float16",
+        "attention of 40 examples in blocks 1-2, float16",
     ):
         assert word in text
 
@@ -62,7 +62,7 @@ def test_info_says_how_attention_is_stored(
     path = make_run("wide", steps=(0,), settings=CaptureSettings(attention_dtype="float32"))
     code, text, _ = call("info", path)
     assert code == 0
-    assert "attention of 40 examples in 2 blocks, float32" in text
+    assert "attention of 40 examples in blocks 1-2, float32" in text
     assert call("verify", path)[0] == 0
 
 

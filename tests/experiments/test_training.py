@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification
 from dynprobe.errors import UsageError
 from dynprobe.experiments.training import Recipe, train_with_capture
 from dynprobe.run import open_run
+from dynprobe.storage.verify import verify_run
 from dynprobe.tasks import Task, load_task
 
 
@@ -76,6 +77,57 @@ def test_early_stopping_keeps_the_best_weights(saved_model: Path, task: Task, tm
     assert scores["eval_accuracy"] == max(record["eval_accuracy"] for record in evaluations)
     assert scores["kept_step"] in {record["step"] for record in evaluations}
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "tuned").config.num_labels == 2
+
+
+def test_a_finished_run_verifies_and_is_not_trained_again(saved_model: Path, task: Task, tmp_path: Path) -> None:
+    train_with_capture(task, recipe(saved_model), tmp_path / "run", checkpoints=tmp_path / "c", on_step=quiet)
+    assert [problem for check in verify_run(tmp_path / "run") for problem in check.problems] == []
+    scalars = (tmp_path / "run" / "scalars.jsonl").read_bytes()
+    again = {"checkpoints": tmp_path / "c", "on_step": quiet, "existing": "resume"}
+    with pytest.raises(UsageError, match="must be unfinished; this one is over"):
+        train_with_capture(task, recipe(saved_model), tmp_path / "run", **again)
+    with pytest.raises(UsageError, match="there must be one; got none"):
+        train_with_capture(task, recipe(saved_model), tmp_path / "other", **again)
+    assert (tmp_path / "run" / "scalars.jsonl").read_bytes() == scalars
+
+
+def test_only_the_same_training_goes_on_and_only_from_its_own_checkpoints(
+    saved_model: Path, task: Task, tmp_path: Path
+) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "checkpoints"
+    with pytest.raises(KeyboardInterrupt):
+        train_with_capture(task, recipe(saved_model), tmp_path / "run", checkpoints=folder, on_step=interrupt)
+    other = recipe(saved_model, seed=3, weight_decay=0.5)
+    with pytest.raises(
+        UsageError, match=r"must go on as it began; got seed 3 instead of 0, weight_decay 0\.5 instead of"
+    ):
+        train_with_capture(task, other, tmp_path / "run", checkpoints=folder, existing="resume", on_step=quiet)
+    assert (folder / "checkpoint-2").is_dir(), "what can go on still can"
+
+    def interrupt_early(done: int, total: int) -> None:
+        assert not (folder / "checkpoint-2").exists(), "those of the other training are gone"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_with_capture(
+            task, other, tmp_path / "run", checkpoints=folder, existing="replace", on_step=interrupt_early
+        )
+
+
+def test_a_folder_of_somebody_else_is_left_alone(saved_model: Path, task: Task, tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "notes.txt").write_text("thesis")
+    with pytest.raises(UsageError, match="must be new, or left by an interrupted training"):
+        train_with_capture(task, recipe(saved_model), tmp_path / "run", checkpoints=tmp_path / "c", on_step=quiet)
+    assert (tmp_path / "c" / "notes.txt").read_text() == "thesis"
+    wrong = recipe(saved_model, methods=(("isobn", {"beta": 7.0}),))
+    with pytest.raises(UsageError, match="beta"):
+        train_with_capture(task, wrong, tmp_path / "run", checkpoints=tmp_path / "new", on_step=quiet)
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_cannot_work_is_said_before_training(saved_model: Path, task: Task, tmp_path: Path) -> None:
