@@ -370,7 +370,8 @@ def test_strict_ends_a_loop_that_does_not_know_of_capture(strict: bool, tmp_path
 
 def test_a_fault_while_a_program_ends_is_told_by_the_command_that_waits(tmp_path: Path) -> None:
     status = tmp_path / "status"
-    write = f'open({str(status)!r}, \'w\').write(\'{{"event": "fault", "reason": "too late"}}\')'
+    news = '{"event": "capturing"}\n{"event": "fault", "reason": "too late"}\n'
+    write = f"open({str(status)!r}, 'w').write({news!r})"
     folder = tmp_path / "run" / "snapshots"
     code = f"{write}; import pathlib; p = pathlib.Path({str(folder)!r}); p.mkdir(parents=True, exist_ok=True)"
     command = [sys.executable, "-c", f"{code}; (p / 'step-00000000.h5').touch()"]
