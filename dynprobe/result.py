@@ -21,6 +21,7 @@ STATUSES = (
     "undefined",
     "incompatible",
     "not-captured",
+    "not-computed",
 )
 COMPARISONS = ("within", "from_start", "consecutive", "between")
 

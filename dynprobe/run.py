@@ -2,25 +2,25 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
 import numpy as np
 
-from dynprobe.errors import RunFormatError, StepNotFoundError
+from dynprobe.errors import RunFormatError, StepNotFoundError, UsageError
 from dynprobe.probe_set import ProbeSet
 from dynprobe.storage.directory import read_manifest, read_scalars
-from dynprobe.storage.folder import list_steps, require_run
-from dynprobe.storage.layout import probe_path, snapshot_path
-from dynprobe.storage.probe_file import read_probe_set
+from dynprobe.storage.folder import list_probe_tasks, list_steps, require_run
+from dynprobe.storage.layout import RANDOM, TASK_SPLITS, probe_path, snapshot_path, task_part
+from dynprobe.storage.probe_file import read_labelled_set, read_probe_set
+from dynprobe.storage.ragged import Ragged as Ragged
 from dynprobe.storage.reader import FileReader
-from dynprobe.storage.schema import require_inside, require_offsets, require_snapshot
+from dynprobe.storage.schema import require_examples, require_inside, require_offsets, require_snapshot
 from dynprobe.storage.verify import require_intact_records
 
 PROBE = "main"
@@ -44,60 +44,6 @@ class Outputs:
     kind: str
     values: np.ndarray
     offsets: np.ndarray | None = None
-
-
-class Ragged(Sequence[np.ndarray]):
-    """Attention of one layer: one array (n_heads, n_query, n_key) per example, read when it is asked for.
-
-    Parameters
-    ----------
-    file
-        Open snapshot file.
-    name
-        Name of the flat array in it.
-    n_heads
-        Number of heads.
-    lengths
-        (n_examples, 2) number of query and of key positions of each example.
-    """
-
-    def __init__(self, file: FileReader, name: str, n_heads: int, lengths: np.ndarray) -> None:
-        self._file, self._name, self._n_heads, self._lengths = file, name, n_heads, lengths
-        sizes = [n_heads * n_query * n_key for n_query, n_key in lengths.tolist()]  # Python integers do not overflow
-        self._offsets = list(accumulate(sizes, initial=0))
-        if self._offsets[-1] != file.shape(name)[0]:
-            raise RunFormatError(
-                f"{file.path}: `{name}` must hold {self._offsets[-1]} values; got {file.shape(name)[0]}"
-            )
-
-    @property
-    def n_heads(self) -> int:
-        """Number of heads."""
-        return self._n_heads
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(n_examples, 2) number of query and of key positions of each example."""
-        return self._lengths
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the stored numbers: float16, or float32 where that was asked for or needed."""
-        return np.dtype(self._file.facts(self._name)["dtype"])
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]  # no slices: each read is one example
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"example must lie in 0..{len(self) - 1}; got {index}")
-        position = index % len(self)
-        start, stop = self._offsets[position], self._offsets[position + 1]
-        n_query, n_key = (int(length) for length in self._lengths[position])
-        return self._file.read(self._name, slice(start, stop)).reshape(self._n_heads, n_query, n_key)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[index] for index in range(len(self)))
 
 
 class Snapshot(AbstractContextManager["Snapshot"]):
@@ -168,15 +114,15 @@ class Snapshot(AbstractContextManager["Snapshot"]):
         """Blocks with attention, counted from 1."""
         return self._numbers(f"{PROBE}/{stack}/{kind}_attention/")
 
-    def pooled_kinds(self, stack: str = "model") -> tuple[str, ...]:
-        """Kinds of pooled vectors; the first is the model family's own stand-in for [CLS]."""
-        prefix = f"{PROBE}/{stack}/pooled/"
+    def pooled_kinds(self, stack: str = "model", *, probe: str = PROBE) -> tuple[str, ...]:
+        """Kinds of pooled vectors of a probe set; the first is the model family's own stand-in for [CLS]."""
+        prefix = f"{probe}/{stack}/pooled/"
         kinds = {name[len(prefix) :].split("/")[0] for name in self._file.names if name.startswith(prefix)}
         return tuple(kind for kind in ("first", "last", "mean") if kind in kinds)
 
-    def pooled_layers(self, kind: str, stack: str = "model") -> tuple[int, ...]:
+    def pooled_layers(self, kind: str, stack: str = "model", *, probe: str = PROBE) -> tuple[int, ...]:
         """Layers with pooled vectors of a kind."""
-        return self._numbers(f"{PROBE}/{stack}/pooled/{kind}/")
+        return self._numbers(f"{probe}/{stack}/pooled/{kind}/")
 
     def hidden_states(self, layer: int, stack: str = "model", *, rows: slice = slice(None)) -> np.ndarray:
         """(n_rows, d_model) hidden states of the sampled real tokens, or some rows; row i is token :meth:`hidden_rows` [i]."""
@@ -216,9 +162,14 @@ class Snapshot(AbstractContextManager["Snapshot"]):
         layers = self.attention_layers(stack, kind)
         return self.attentions(layers[0], stack, kind).n_heads if layers else 0
 
-    def pooled(self, kind: str, layer: int, stack: str = "model") -> np.ndarray:
-        """(n_examples, d_model) one vector per example: the first or last real token, or the mean of the real tokens."""
-        return self._read(f"{PROBE}/{stack}/pooled/{kind}/{layer}")
+    def pooled(self, kind: str, layer: int, stack: str = "model", *, probe: str = PROBE) -> np.ndarray:
+        """(n_examples, d_model) one vector per example: the first or last real token, or the mean of the real tokens.
+
+        Of the main probe set, or of a split of a probe task as `probe`, such as ``"wic.train"``. Of that, the stack
+        ``"random-model"`` is the encoder with random weights; see :meth:`Run.random_encoder`.
+        """
+        vectors = self._read(f"{probe}/{stack}/pooled/{kind}/{layer}")
+        return vectors if probe == PROBE else require_examples(vectors, self._path, probe)
 
     def value_norm_layers(self, stack: str = "model") -> tuple[int, ...]:
         """Blocks with value norms, counted from 1."""
@@ -328,6 +279,34 @@ class Run:
     def probe_set(self) -> ProbeSet:
         """The inputs on which every snapshot was measured."""
         return read_probe_set(probe_path(self.path), verify=self._verify)
+
+    @cached_property
+    def probe_tasks(self) -> tuple[str, ...]:
+        """Names of the tasks of which every snapshot keeps pooled vectors beside those of the main probe set."""
+        return list_probe_tasks(self.path)
+
+    def probe_task(self, name: str, split: str) -> ProbeSet:
+        """Labelled examples of a probe task, of its split ``"train"`` or ``"test"``."""
+        return read_labelled_set(probe_path(self.path, self._task_part(name, split)), verify=self._verify)
+
+    def random_encoder(self, name: str, split: str, kind: str, layer: int, stack: str = "model") -> np.ndarray | None:
+        """As :meth:`Snapshot.pooled` of a probe task, of the same architecture with random weights.
+
+        What a probe finds there is in the inputs, not learned. ``None`` where it was not measured; a note says why.
+        """
+        part = self._task_part(name, split)
+        for snapshot in self:
+            if snapshot.pooled_kinds(RANDOM + stack, probe=part):
+                return snapshot.pooled(kind, layer, RANDOM + stack, probe=part)
+        return None
+
+    def _task_part(self, name: str, split: str) -> str:
+        if name not in self.probe_tasks or split not in TASK_SPLITS:
+            raise UsageError(
+                f"{self.path}: must be asked for train or test of its probe tasks {list(self.probe_tasks)}; got "
+                f"{name!r}, {split!r}"
+            )
+        return task_part(name, split)
 
     @cached_property
     def steps(self) -> tuple[int, ...]:

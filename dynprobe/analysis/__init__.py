@@ -15,6 +15,8 @@ from dynprobe.analysis.moments import (
     run_names,
 )
 from dynprobe.analysis.outputs import output_changes
+from dynprobe.analysis.probe_runs import probe_runs
+from dynprobe.analysis.probe_suite import probe_suite
 from dynprobe.analysis.probing import probe_accuracy
 from dynprobe.analysis.scores import output_scores
 from dynprobe.analysis.similarity import hidden_state_similarity
@@ -36,5 +38,7 @@ __all__ = [
     "pairs_between",
     "pairs_from_start",
     "probe_accuracy",
+    "probe_runs",
+    "probe_suite",
     "run_names",
 ]

@@ -78,6 +78,42 @@ METRICS: dict[str, MetricInfo] = {
         "the chance level is the share of the commonest label. It measures how easily the label is read.",
         (0.0, 1.0),
     ),
+    "knowledge_by_layer": MetricInfo(
+        "layer-wise accuracy on other tasks",
+        "accuracy",
+        "Share of the test examples of a probe task whose label a linear classifier on the frozen vectors of a layer gets "
+        "right, fitted on the task's own training examples: the chance level is the share of the commonest label. It "
+        "measures how easily the label is read, not whether the model uses it.",
+        (0.0, 1.0),
+    ),
+    "knowledge_accuracy": MetricInfo(
+        "accuracy on other tasks",
+        "accuracy",
+        "The same at the last layer, and at the layer that reads held-out training examples best. A value at the chance "
+        "level, or at that of the same architecture with random weights, means that nothing learned is read there.",
+        (0.0, 1.0),
+    ),
+    "knowledge_change": MetricInfo(
+        "change in accuracy on other tasks",
+        "accuracy",
+        "Accuracy of the probe minus that of the pretrained encoder (step 0) on the same test examples: below 0 means that "
+        "training made the task harder to read.",
+        (-1.0, 1.0),
+    ),
+    "knowledge_difference": MetricInfo(
+        "difference in accuracy on other tasks",
+        "accuracy",
+        "Accuracy of the probe at the end of the first run minus that of the second, on the same test examples: 0 means "
+        "that the task is read equally well.",
+        (-1.0, 1.0),
+    ),
+    "knowledge_selectivity": MetricInfo(
+        "selectivity on other tasks",
+        "accuracy",
+        "Accuracy of the probe minus that of a probe of labels drawn by lot for each group of examples: near 0 means that "
+        "the probe owes its accuracy to its own capacity.",
+        (-1.0, 1.0),
+    ),
     "prediction_flip_rate": MetricInfo(
         "prediction flips",
         "share",
@@ -147,6 +183,13 @@ ISOTROPY = (
     "cls_correlation",
 )
 PROBING = ("probe_accuracy",)
+KNOWLEDGE = (
+    "knowledge_by_layer",
+    "knowledge_accuracy",
+    "knowledge_change",
+    "knowledge_difference",
+    "knowledge_selectivity",
+)
 OUTPUTS = (
     "prediction_flip_rate",
     "output_symmetric_kl",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dynprobe.analysis.alignment import align_steps
 from dynprobe.analysis.attention import attention_js
-from dynprobe.analysis.catalog import ATTENTION, ISOTROPY, METRICS, OUTPUTS, PROBING, SIMILARITY
+from dynprobe.analysis.catalog import ATTENTION, ISOTROPY, KNOWLEDGE, METRICS, OUTPUTS, PROBING, SIMILARITY
 from dynprobe.analysis.findings import findings
 from dynprobe.analysis.isotropy import isotropy
 from dynprobe.analysis.matching import require_comparable
@@ -19,6 +19,7 @@ from dynprobe.analysis.moments import (
     run_names,
 )
 from dynprobe.analysis.outputs import output_changes
+from dynprobe.analysis.probe_suite import probe_suite
 from dynprobe.analysis.probing import probe_accuracy
 from dynprobe.analysis.progress import Progress
 from dynprobe.analysis.provenance import provenance
@@ -47,7 +48,8 @@ def compare(
     run_a, run_b
         Two runs, such as two seeds or two methods; also one run twice.
     metrics
-        Names from :data:`dynprobe.analysis.catalog.METRICS`; all when ``None``.
+        Names from :data:`dynprobe.analysis.catalog.METRICS`; all that the runs were captured for when ``None``, but for SVCCA
+        of layers wider than 1024 features, which takes minutes.
     specials
         Whether special tokens such as [CLS] and [SEP] take part in attention and hidden-state comparisons.
     standardize
@@ -79,20 +81,21 @@ def compare(
     >>> result.findings[0]  # doctest: +SKIP
     'Against its start, seed-1 changed attention most in layer 6: ...'
     """
-    chosen = _chosen(metrics)
+    chosen = _chosen(metrics, with_tasks=bool(run_a.probe_tasks or run_b.probe_tasks))
     if not 0 < level < 1:
         raise UsageError(f"`level` must be a confidence level between 0 and 1, such as 0.95; got {level}")
     require_comparable(run_a, run_b)
     names = run_names([run_a.path, run_b.path])
     try:
-        results = _results(_scope(run_a, run_b, names), chosen, _Options(specials, standardize, level, seed, progress))
+        options = _Options(specials, standardize, level, seed, metrics is not None, progress)
+        results = _results(_scope(run_a, run_b, names), chosen, options)
     finally:
         for run in (run_a, run_b):
             for snapshot in run:
                 snapshot.close()
     merged = merge(f"{names[0]} and {names[1]}", results)
     table = merged.table[merged.table["metric"].isin(chosen)]
-    options = {"metrics": list(chosen), "specials": specials, "standardize": standardize, "level": level, "seed": seed}
+    asked = {"metrics": list(chosen), "specials": specials, "standardize": standardize, "level": level, "seed": seed}
     return Result(
         title=merged.title,
         table=table,
@@ -100,13 +103,13 @@ def compare(
         arrays=merged.arrays,
         findings=findings(table, names, level=level),
         notes=tuple(dict.fromkeys((*_notes(run_a, run_b, names), *merged.notes))),
-        provenance=provenance(dict(zip(names, (run_a, run_b), strict=True)), options),
+        provenance=provenance(dict(zip(names, (run_a, run_b), strict=True)), asked),
     )
 
 
-def _chosen(metrics: Sequence[str] | None) -> tuple[str, ...]:
+def _chosen(metrics: Sequence[str] | None, *, with_tasks: bool) -> tuple[str, ...]:
     if metrics is None:
-        return tuple(METRICS)
+        return tuple(name for name in METRICS if with_tasks or name not in KNOWLEDGE)
     names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
@@ -120,6 +123,7 @@ class _Options:
     standardize: bool
     level: float
     seed: int
+    by_name: bool
     progress: Progress | None
 
 
@@ -146,7 +150,7 @@ def _results(scope: _Scope, chosen: Sequence[str], options: _Options) -> list[Re
     level, progress = options.level, options.progress
     parts = {
         group: tuple(name for name in group if name in chosen)
-        for group in (ATTENTION, SIMILARITY, ISOTROPY, PROBING, OUTPUTS)
+        for group in (ATTENTION, SIMILARITY, ISOTROPY, PROBING, KNOWLEDGE, OUTPUTS)
     }
     results = []
     if parts[OUTPUTS]:
@@ -163,7 +167,7 @@ def _results(scope: _Scope, chosen: Sequence[str], options: _Options) -> list[Re
                 scope.pairs,
                 specials=options.specials,
                 level=level,
-                metrics=parts[SIMILARITY],
+                metrics=parts[SIMILARITY] if options.by_name else None,
                 standardize=options.standardize,
                 progress=progress,
             )
@@ -172,6 +176,8 @@ def _results(scope: _Scope, chosen: Sequence[str], options: _Options) -> list[Re
         results.append(isotropy(scope.moments, level=level, metrics=parts[ISOTROPY], progress=progress))
     if parts[PROBING]:
         results.append(probe_accuracy(scope.moments, level=level, progress=progress))
+    if parts[KNOWLEDGE]:
+        results.append(probe_suite(scope.moments, level=level, progress=progress))
     return results
 
 

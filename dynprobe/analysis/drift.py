@@ -10,8 +10,8 @@ import numpy as np
 from dynprobe.analysis.attention import Movement, movement_of
 from dynprobe.analysis.attention_rows import LayerReader
 from dynprobe.analysis.causality import is_causal
+from dynprobe.analysis.directions import WIDEST_SVCCA, LeftOut, left_out
 from dynprobe.analysis.isotropy import MIN_EXAMPLES
-from dynprobe.analysis.layer import ROWS_PER_DIRECTION
 from dynprobe.analysis.moments import Moment, Pair
 from dynprobe.analysis.representations import Representations
 from dynprobe.metrics import dimension_std, isoscore
@@ -75,7 +75,7 @@ class Drift:
     Notes
     -----
     What `compare` shows as a word is left out: divergence below the resolution of the stored attention, SVCCA of fewer than
-    ten tokens per direction, isotropy of fewer than 30 examples, layers that do not vary. So a curve begins where there is
+    ten tokens per direction or of more than 1024 features, isotropy of fewer than 30 examples, layers that do not vary. So a curve begins where there is
     something to see, and never with a 0 that only means "too small for float16". A mean is only given when every block has its
     number. SVCCA keeps as many directions as the start needs; these are computed once. Hidden states and attention of the
     start are read again for each snapshot, so that memory does not grow with them.
@@ -88,6 +88,7 @@ class Drift:
 
     def __init__(self, run_dir: str | Path) -> None:
         self._path = Path(run_dir)
+        self._without_svcca: dict[tuple[str, int], LeftOut | None] = {}
         self._held: dict[tuple[str, int], Whitening] = {}
         self.left_out: dict[str, str] = {}
 
@@ -131,17 +132,19 @@ class Drift:
 
     def _svcca(self, pair: Pair, states: Representations, layer: int) -> _Value:
         """Mean canonical correlation of as many directions as the start needs."""
-        where, n = _Value(SIMILARITY, _place(states.stack), layer), states.n_rows
+        where, n, place = _Value(SIMILARITY, _place(states.stack), layer), states.n_rows, (states.stack, layer)
+        if place not in self._without_svcca:
+            found = left_out(states, layer, variance=_VARIANCE, widest=WIDEST_SVCCA)
+            self._without_svcca[place] = found.get(pair.b)
+        if without := self._without_svcca[place]:
+            return replace(where, reason=f"{without.status}: {without.reason}")
         try:
             later, start = (states.prepared(moment, layer) for moment in (pair.a, pair.b))
-            held = self._held.get((states.stack, layer)) or _directions(start, states)
-            self._held[states.stack, layer] = held
+            held = self._held.get(place) or _directions(start, states)
+            self._held[place] = held
             now = _directions(later, states, n_kept=held.n_kept)
         except ValueError as error:  # a layer that does not vary
             return replace(where, reason=f"undefined: {error}")
-        n_kept = max(now.n_kept, held.n_kept)
-        if n < ROWS_PER_DIRECTION * n_kept:
-            return replace(where, reason=f"insufficient-sample: {n} tokens for {n_kept} directions")
         cross = pooled(cross_sums(later, start, states.groups()))
         products = variate_products(later, start, cross.products, float(n), now, held)
         similarity = mean_correlation_of(products[: now.n_kept, : held.n_kept], solver="eigh")

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pandas as pd
 
 from dynprobe.analysis.catalog import METRICS
+from dynprobe.analysis.knowledge import DEFAULT_MARGIN
+from dynprobe.analysis.knowledge_findings import knowledge_findings
 from dynprobe.analysis.phrasing import both, layer_of, number, percent, share, with_interval
 
 
@@ -35,6 +37,7 @@ def findings(table: pd.DataFrame, names: tuple[str, ...], *, level: float = 0.95
         *_apart(measured, names),
         *(line for name in names for line in _isotropy(measured, name)),
         *(line for name in names for line in _probe(measured, name)),
+        *knowledge_findings(measured, names, margin=DEFAULT_MARGIN, level=level),
         *_unmeasured(table),
     )
     unique = tuple(dict.fromkeys(sentences))

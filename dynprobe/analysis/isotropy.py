@@ -11,7 +11,6 @@ from dynprobe.analysis.catalog import ISOTROPY, METRICS, describe
 from dynprobe.analysis.moments import Moment, ends_of
 from dynprobe.analysis.progress import Progress, Tick
 from dynprobe.metrics import (
-    dimension_correlation,
     dimension_std,
     explained_variance_ratio,
     isoscore,
@@ -20,6 +19,7 @@ from dynprobe.metrics import (
     mean_cosine,
     participation_ratio,
 )
+from dynprobe.metrics.isotropy import mean_absolute_correlation
 from dynprobe.metrics.workers import in_parallel
 from dynprobe.result import Result, tidy
 
@@ -180,8 +180,7 @@ def _correlation(cloud: _Cloud) -> float:
     d = varying.shape[1]
     if d < 2:
         raise ValueError(f"correlation needs two dimensions that vary; got {d}")
-    correlation = np.abs(dimension_correlation(varying))
-    return float((correlation.sum() - d) / (d * (d - 1)))
+    return float(mean_absolute_correlation(varying))
 
 
 _ESTIMATES: dict[str, Callable[[_Cloud], float]] = {

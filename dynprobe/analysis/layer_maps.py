@@ -25,21 +25,23 @@ def layer_maps(
     stack
         Which stack.
     factors
-        Kept directions of each layer of each snapshot; ``None`` for a layer without variance.
+        Kept directions of each layer of each snapshot; ``None`` for a layer without variance or with too few tokens.
 
     Returns
     -------
     dict
         ``svcca_layers:RUN@STEP|RUN@STEP`` (``STACK of RUN`` for encoder and decoder) to an array (layers of the first,
-        layers of the second), NaN where a layer was not captured or has no variance.
+        layers of the second), NaN where a layer was not captured, has no variance or too few tokens. Without a map that
+        would be nothing but NaN.
     """
     prefix = "" if stack == "model" else f"{stack} of "
-    return {
+    maps = {
         f"svcca_layers:{prefix}{pair.a.name}@{pair.a.step}|{prefix}{pair.b.name}@{pair.b.step}": _map(
             factors[pair.a], factors[pair.b]
         )
         for pair in pairs
     }
+    return {name: values for name, values in maps.items() if not np.isnan(values).all()}
 
 
 def _map(rows: Mapping[int, Factored | None], columns: Mapping[int, Factored | None]) -> np.ndarray:

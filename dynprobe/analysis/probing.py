@@ -81,7 +81,7 @@ def _refusal(probe: ProbeSet) -> dict[str, str]:
     return {}
 
 
-def stratified_folds(labels: np.ndarray, ids: Sequence[str]) -> np.ndarray:
+def stratified_folds(labels: np.ndarray, ids: Sequence[str], groups: Sequence[str] | None = None) -> np.ndarray:
     """Fold of each example: the examples of a class, ordered by content, are dealt out in turn.
 
     Parameters
@@ -90,15 +90,27 @@ def stratified_folds(labels: np.ndarray, ids: Sequence[str]) -> np.ndarray:
         (n,) class of each example.
     ids
         Content hash of each example.
+    groups
+        Group of each example; a group stays in one fold, dealt out by its commonest class. By default each is its own.
 
     Examples
     --------
     >>> stratified_folds(np.array([0, 0, 1]), ["b", "a", "c"]).tolist()
     [1, 0, 2]
+    >>> stratified_folds(np.array([0, 1, 0]), ["b", "a", "c"], ["x", "x", "y"]).tolist()
+    [0, 0, 1]
     """
-    order = sorted(range(len(ids)), key=lambda i: (labels[i], ids[i]))
+    members: dict[object, list[int]] = {}
+    for i in range(len(ids)):
+        members.setdefault(i if groups is None else groups[i], []).append(i)
+    classes = np.unique(labels, return_inverse=True)[1]
+    ordered = sorted(
+        (int(np.bincount(classes[rows]).argmax()), -len(rows), min(ids[i] for i in rows), rows)
+        for rows in members.values()
+    )
     folds = np.empty(len(ids), dtype=np.int64)
-    folds[order] = np.arange(len(ids)) % N_FOLDS
+    for turn, (*_, rows) in enumerate(ordered):
+        folds[rows] = turn % N_FOLDS
     return folds
 
 

@@ -125,6 +125,11 @@ class Representations:
         )
         return next(as_wide)
 
+    def references(self, layer: int) -> tuple[Moment, ...]:
+        """The reference of every width of a layer; a single one, if the runs are of one size."""
+        having = [moment for moment in self._in_order if layer in moment.snapshot.layers(self.stack)]
+        return tuple(dict.fromkeys(self.reference(moment, layer) for moment in having))
+
     def groups(self) -> list[int]:
         """Rows at which groups of equally many whole examples start, and the number of rows: 8 groups, 4, or a single one."""
         n_groups = next((n for n in N_GROUPS if n <= self.n_examples), 1)

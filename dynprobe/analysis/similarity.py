@@ -1,6 +1,6 @@
 """How much of the hidden states stayed: SVCCA and debiased linear CKA per layer."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -8,7 +8,10 @@ import numpy as np
 import pandas as pd
 
 from dynprobe.analysis.catalog import SIMILARITY, describe
-from dynprobe.analysis.layer import ROWS_PER_DIRECTION, Agreement, Compared, Layer
+from dynprobe.analysis.directions import WIDEST_SVCCA, LeftOut, left_out, too_few_tokens
+from dynprobe.analysis.layer import Agreement, Compared, Layer
+from dynprobe.analysis.layer_by_features import FeatureLayer
+from dynprobe.analysis.layer_by_tokens import MOST_ROWS_PER_FEATURE, TokenLayer
 from dynprobe.analysis.layer_maps import corner_pairs, layer_maps
 from dynprobe.analysis.matching import layer_mismatch, shared_stacks
 from dynprobe.analysis.moments import Moment, Pair, ends_of, last_pairs, moments_in
@@ -34,8 +37,9 @@ def hidden_state_similarity(
     specials: bool = False,
     variance: float = 0.99,
     level: float = 0.95,
-    metrics: Sequence[str] = SIMILARITY,
+    metrics: Sequence[str] | None = None,
     standardize: bool = False,
+    kept_as: Moment | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """SVCCA and debiased linear CKA of the hidden states of each layer: 1 is the same, the chance level is unrelated.
@@ -54,9 +58,12 @@ def hidden_state_similarity(
     level
         Confidence level of the intervals.
     metrics
-        Which of the two to compute.
+        Which of the two to compute; by default both, but SVCCA only up to 1024 features, since that of wider layers takes
+        minutes.
     standardize
         Whether every feature is divided by its standard deviation first.
+    kept_as
+        The snapshot that decides how many directions SVCCA keeps; by default the start of the first run.
     progress
         Called with (done, total, label) after each layer.
 
@@ -72,14 +79,16 @@ def hidden_state_similarity(
         * `bias`, how far that lies above the value of unlimited data, from the same halves,
         * a chance level, with one side shifted cyclically by whole examples, which keeps everything but the pairing.
 
-        Status "insufficient-sample" for SVCCA of fewer than ten tokens per kept direction; there its chance level is
-        no longer small. Arrays ``svcca_layers:RUN@STEP|RUN@STEP`` hold layer by layer maps of the last pairs, with NaN for
-        layers that were not captured.
+        Status "insufficient-sample" for SVCCA of fewer than ten tokens per direction that the reference keeps, where its
+        chance level is no longer small: nothing more is computed then than the eigenvalues that say so. Status
+        "not-computed" for wide layers of which it was not asked for. Arrays ``svcca_layers:RUN@STEP|RUN@STEP`` hold layer by
+        layer maps of the last pairs, with NaN for layers without SVCCA.
 
     Notes
     -----
     Hidden states are read block by block, layer after layer, so that memory does not grow with the number of tokens or
-    snapshots.
+    snapshots. CKA alone of few tokens (up to four per feature) is computed from products of tokens, otherwise from products
+    of features, from which SVCCA follows as well; the values are the same.
 
     References
     ----------
@@ -89,28 +98,39 @@ def hidden_state_similarity(
     --------
     >>> hidden_state_similarity(pairs_from_start(run)).select(metric="svcca_similarity", layer=6)  # doctest: +SKIP
     """
-    rows: list[dict[str, Any]] = list(_missing(pairs, metrics))
+    chosen = SIMILARITY if metrics is None else metrics
+    rows: list[dict[str, Any]] = list(_missing(pairs, chosen))
     arrays: dict[str, np.ndarray] = {}
     notes: list[str] = []
     for stack in dict.fromkeys(stack for pair in pairs for stack in shared_stacks(pair)):
         own = [pair for pair in pairs if _captured(pair.a, stack) and _captured(pair.b, stack)]
         if not own:
             continue
-        states = Representations(moments_in(own), stack, specials=specials, standardize=standardize)
+        first = [] if kept_as is None or not _captured(kept_as, stack) else [kept_as]
+        in_hand = tuple(dict.fromkeys((*first, *moments_in(own))))
+        states = Representations(in_hand, stack, specials=specials, standardize=standardize)
         notes += _notes(states, stack, specials=specials)
         if standardize:
             notes.append(f"Hidden states ({stack}): every feature was divided by its standard deviation.")
         if states.n_rows < 4:
-            rows += [_too_few(pair, stack, metric, states.n_rows) for pair in last_pairs(own) for metric in metrics]
+            rows += [_too_few(pair, stack, metric, states.n_rows) for pair in last_pairs(own) for metric in chosen]
             continue
-        found, factors = _stack_rows(own, states, variance=variance, level=level, metrics=metrics, progress=progress)
+        found, factors = _stack_rows(
+            own,
+            states,
+            variance=variance,
+            level=level,
+            metrics=chosen,
+            widest=WIDEST_SVCCA if metrics is None else None,
+            progress=progress,
+        )
         rows += found
         if not standardize:
             notes += rogue_notes(_outermost(own), states)
-        if SVCCA in metrics:
+        if SVCCA in chosen:
             arrays |= layer_maps(corner_pairs(own), stack, factors)
     table = tidy(rows)
-    return Result("Hidden states", table, describe(metrics), arrays=arrays, notes=(*notes, *_bias_note(table)))
+    return Result("Hidden states", table, describe(chosen), arrays=arrays, notes=(*notes, *_bias_note(table)))
 
 
 def _outermost(pairs: Sequence[Pair]) -> list[Moment]:
@@ -131,6 +151,7 @@ def _stack_rows(
     variance: float,
     level: float,
     metrics: Sequence[str],
+    widest: int | None,
     progress: Progress | None,
 ) -> tuple[list[dict[str, Any]], _Factors]:
     """Rows of all layers in the order of the pairs, and the kept directions of the snapshots that get a layer map."""
@@ -140,7 +161,7 @@ def _stack_rows(
     tick = Tick(progress, len(layers), f"hidden states ({states.stack})")
 
     def of_layer(number: int) -> tuple[dict[Pair, list[dict[str, Any]]], dict[Moment, Factored | None]]:
-        layer = Layer(states, number, keep=corners, variance=variance)
+        layer = _open(states, number, keep=corners, variance=variance, widest=widest if SVCCA in metrics else 0)
         here = [pair for pair in matched if number in _layers(pair, states.stack)]
         rows: dict[Pair, list[dict[str, Any]]] = {}
         for together in _by_step(here):
@@ -148,8 +169,7 @@ def _stack_rows(
                 measured = _measured(layer, pair, found, states, metrics, level)
                 rows[pair] = _placed(measured, pair, states, number)
         captured = [moment for moment in corners if number in moment.snapshot.layers(states.stack)]
-        layer.read(captured)
-        return rows, {moment: layer.side(moment).factored for moment in captured}
+        return rows, layer.factored(captured)
 
     by_pair: dict[Pair, list[dict[str, Any]]] = {pair: [] for pair in matched}
     factors: _Factors = {moment: {} for moment in corners}
@@ -160,6 +180,20 @@ def _stack_rows(
             factors[moment][number] = factored
         tick()
     return [row for own in by_pair.values() for row in own], factors
+
+
+def _open(
+    states: Representations, number: int, *, keep: Collection[Moment], variance: float, widest: int | None
+) -> Layer[Any]:
+    """The layer, in the form that costs least for what is computed of it; no SVCCA at all up to a width of 0."""
+    references = states.references(number)
+    without = dict.fromkeys(references, LeftOut("not-computed", "SVCCA was not asked for"))
+    if widest != 0:
+        without = left_out(states, number, variance=variance, widest=widest)
+    width = min(reference.snapshot.d_model(number, states.stack) for reference in references)
+    if len(without) == len(references) and states.n_rows <= MOST_ROWS_PER_FEATURE * width:
+        return TokenLayer(states, number, keep=keep, left_out=without)
+    return FeatureLayer(states, number, keep=keep, variance=variance, left_out=without)
 
 
 def _n_workers(states: Representations) -> int:
@@ -183,7 +217,7 @@ def _layers(pair: Pair, stack: str) -> set[int]:
 
 
 def _measured(
-    layer: Layer, pair: Pair, found: Compared, states: Representations, metrics: Sequence[str], level: float
+    layer: Layer[Any], pair: Pair, found: Compared, states: Representations, metrics: Sequence[str], level: float
 ) -> dict[str, dict[str, Any]]:
     """Value, status, interval, bias and chance level of each metric."""
     rows: dict[str, dict[str, Any]] = {}
@@ -196,24 +230,24 @@ def _measured(
     return rows
 
 
-def _cka_row(layer: Layer, pair: Pair, found: Agreement) -> dict[str, Any]:
+def _cka_row(layer: Layer[Any], pair: Pair, found: Agreement) -> dict[str, Any]:
     if np.isfinite(found.cka):
         return {"value": found.cka}
     problem = layer.side(pair.a).problem or layer.side(pair.b).problem
     return {"status": "undefined", "reason": problem or "there is no similarity structure beyond chance"}
 
 
-def _svcca_row(layer: Layer, pair: Pair, found: Agreement, n_rows: int) -> dict[str, Any]:
+def _svcca_row(layer: Layer[Any], pair: Pair, found: Agreement, n_rows: int) -> dict[str, Any]:
     a, b = layer.side(pair.a), layer.side(pair.b)
-    if a.whitening is None or b.whitening is None:
-        return {"status": "undefined", "reason": a.problem or b.problem}
-    return {
-        "value": found.svcca,
-        "n_kept": min(a.whitening.n_kept, b.whitening.n_kept),
-        "free_value": found.free_svcca,
-        "free_n_kept": min(a.whitening.n_free, b.whitening.n_free),
-        **_sample_status(n_rows, max(a.whitening.n_kept, b.whitening.n_kept)),
-    }
+    if problem := a.problem or b.problem:
+        return {"status": "undefined", "reason": problem}
+    if without := a.left_out or b.left_out:
+        return {"n_kept": without.n_kept or None, "status": without.status, "reason": without.reason}
+    n_kept = min(a.n_kept, b.n_kept)
+    if few := too_few_tokens(n_rows, max(a.n_kept, b.n_kept)):  # where the reference itself has no directions
+        return {"n_kept": n_kept, "status": "insufficient-sample", "reason": few}
+    free = {"free_value": found.free_svcca, "free_n_kept": min(a.n_free, b.n_free)}
+    return {"value": found.svcca, "n_kept": n_kept, **free}
 
 
 def _uncertainty(
@@ -224,7 +258,7 @@ def _uncertainty(
         return {}
     known = {} if found.chance is None else {"chance": getattr(found.chance, name)}
     halves = [getattr(half, name) for half in found.halves]
-    if not halves or not np.isfinite(halves).all() or "status" in row:
+    if not halves or not np.isfinite(halves).all():
         return known
     low, high = half_sample_interval(row["value"], halves, level=level)
     ends = {"low": float(np.clip(low, *bounds)), "high": float(np.clip(high, *bounds))}
@@ -238,16 +272,6 @@ def _placed(
     spacing = max(moment.snapshot.resolution("hidden_states", layer, states.stack) for moment in (pair.a, pair.b))
     where = {**pair.columns(), "stack": states.stack, "layer": layer, "n": states.n_rows, "resolution": spacing}
     return [{"metric": metric, **where, **row} for metric, row in rows.items()]
-
-
-def _sample_status(n_rows: int, n_kept: int) -> dict[str, str]:
-    if n_rows >= ROWS_PER_DIRECTION * n_kept:
-        return {}
-    reason = (
-        f"{n_rows} tokens for {n_kept} directions; unrelated data would look alike below {ROWS_PER_DIRECTION} tokens per "
-        "direction"
-    )
-    return {"status": "insufficient-sample", "reason": reason}
 
 
 def _missing(pairs: Sequence[Pair], metrics: Sequence[str]) -> Iterable[dict[str, Any]]:

@@ -1,18 +1,22 @@
-"""The probe set that was asked for on the command line: that of another run, or texts that the model's own tokenizer reads."""
+"""What was asked for on the command line to be measured: the probe set of another run, or texts and tasks.
+
+Texts are read by the model's own tokenizer.
+"""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from dynprobe.capture.architecture import describe_model, transformer_inside
 from dynprobe.capture.default_probe import default_n_examples
 from dynprobe.capture.guard import random_state_kept, unwrapped
 from dynprobe.capture.inject import InjectedOptions
 from dynprobe.capture.models import load_tokenizer
+from dynprobe.capture.probe_tasks import require_known_tokens
 from dynprobe.errors import CaptureError
 from dynprobe.probe_set import DEFAULT_MAX_LENGTH, ProbeSet
+from dynprobe.probe_task import LabelledTexts, ProbeTask
 from dynprobe.storage.layout import probe_path
 from dynprobe.storage.probe_file import read_probe_set
 
@@ -47,8 +51,48 @@ def asked_probe_set(options: InjectedOptions, model: Any, *, tokenizer: Any = No
     else:
         with random_state_kept():
             probe = _from_texts(options, core, tokenizer)
-    _require_known_tokens(probe, core)
+    require_known_tokens(probe, core)
     return probe
+
+
+def asked_probe_tasks(options: InjectedOptions, model: Any, *, tokenizer: Any = None) -> dict[str, ProbeTask]:
+    """The probe tasks that the command line names, as the model's own tokenizer reads them.
+
+    Parameters
+    ----------
+    options, model, tokenizer
+        As for :func:`asked_probe_set`.
+
+    Raises
+    ------
+    CaptureError
+        As for :func:`asked_probe_set`.
+    """
+    if options.probe_tasks is None:
+        return {}
+    core = transformer_inside(unwrapped(model))
+    if getattr(core.config, "is_encoder_decoder", False):
+        raise CaptureError(
+            "an encoder-decoder must have decoder inputs in its probe tasks; got texts (--probe-task). Leave them out, or give "
+            "`probe_tasks` to a dynprobe.Recorder in the program"
+        )
+    tasks = json.loads(Path(options.probe_tasks).read_text(encoding="utf-8"))
+    with random_state_kept():
+        reader, longest = _tokenizer(options, core, tokenizer), _longest(core)
+        return {
+            name: ProbeTask.from_texts(
+                _labelled(task["train"]),
+                _labelled(task["test"]),
+                reader,
+                label_names=task["label_names"],
+                max_length=longest,
+            )
+            for name, task in tasks.items()
+        }
+
+
+def _labelled(split: Mapping[str, Any]) -> LabelledTexts:
+    return [tuple(parts) for parts in split["texts"]], split["labels"]
 
 
 def _from_texts(options: InjectedOptions, core: Any, tokenizer: Any) -> ProbeSet:
@@ -71,8 +115,8 @@ def _tokenizer(options: InjectedOptions, core: Any, own: Any) -> Any:
     if source and Path(source).is_dir():
         return load_tokenizer(source)
     raise CaptureError(
-        "the texts of --probe must be tokenised as in the program; got no --tokenizer, and the model was not loaded from a "
-        "folder with one. Give --tokenizer NAME_OR_FOLDER"
+        "the texts of --probe and --probe-task must be tokenised as in the program; got no --tokenizer, and the model was "
+        "not loaded from a folder with one. Give --tokenizer NAME_OR_FOLDER"
     )
 
 
@@ -88,14 +132,3 @@ def _longest(core: Any) -> int:
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
     ]
     return max(1, min(DEFAULT_MAX_LENGTH, positions - max(padding, default=0)))
-
-
-def _require_known_tokens(probe: ProbeSet, core: Any) -> None:
-    """An unknown token is an error here; on a GPU it would end the whole process."""
-    known = getattr(core.get_input_embeddings(), "num_embeddings", None)
-    tokens = probe.inputs.get("input_ids")
-    if known is not None and tokens is not None and int(np.max(tokens)) >= known:
-        raise CaptureError(
-            f"the probe inputs must be tokens of the model, 0 to {known - 1}; got {int(np.max(tokens))}. "
-            "Give the tokenizer (--tokenizer) or the run (--probe) that belongs to this model"
-        )

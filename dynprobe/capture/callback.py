@@ -61,6 +61,8 @@ class DynprobeCallback(Capturing, TrainerCallback):
         :class:`~dynprobe.analysis.drift.Drift` for the names. What cannot be trusted yet is left out.
     strict
         Whether a fault of capture is raised and so ends the training, instead of switching capture off.
+    probe_tasks
+        As for :class:`~dynprobe.capture.recorder.Recorder`.
 
     Examples
     --------
@@ -95,6 +97,7 @@ class DynprobeCallback(Capturing, TrainerCallback):
             facts={**_training_facts(args), **self.facts},
             existing="resume" if state.global_step > 0 else "replace" if begun_again else self.existing,
             on_snapshot=self._announced,
+            probe_tasks=self.probe_tasks,
         )
         self._begin(recorder, state)
 

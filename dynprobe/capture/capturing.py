@@ -11,6 +11,7 @@ from dynprobe.capture.news import say
 from dynprobe.capture.recorder import Recorder
 from dynprobe.capture.settings import CaptureSettings
 from dynprobe.probe_set import ProbeSet
+from dynprobe.probe_task import ProbeTask
 
 
 class Capturing:
@@ -18,11 +19,11 @@ class Capturing:
 
     Parameters
     ----------
-    run_dir, probe_set, settings, facts, existing, on_snapshot, live, strict
+    run_dir, probe_set, settings, facts, existing, on_snapshot, live, strict, probe_tasks
         As for :class:`~dynprobe.capture.callback.DynprobeCallback`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that a capture can be told
         self,
         run_dir: str | Path,
         *,
@@ -33,6 +34,7 @@ class Capturing:
         on_snapshot: Callable[[int, Path], None] | None = None,
         live: bool = False,
         strict: bool = False,
+        probe_tasks: Mapping[str, ProbeTask] | None = None,
     ) -> None:
         self.run_dir = Path(run_dir)
         self.probe_set = probe_set
@@ -42,6 +44,7 @@ class Capturing:
         self.on_snapshot = on_snapshot
         self.live = live
         self.strict = strict
+        self.probe_tasks = dict(probe_tasks or {})
         self._recorder: Recorder | None = None
         self._drift: LiveDrift | None = None
         self._new: list[tuple[int, Path]] = []  # snapshots whose drift has not been logged

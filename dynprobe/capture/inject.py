@@ -52,6 +52,9 @@ class InjectedOptions:
         Whether the drift of each snapshot is logged while training goes on.
     strict
         Whether a fault of capture ends the program.
+    probe_tasks
+        JSON file with the probe tasks, or ``None``: name to ``label_names``, ``train`` and ``test``, each with ``texts`` and
+        ``labels``.
     dry_run
         Whether the program ends where its training would begin, after saying what a snapshot takes.
     """
@@ -67,6 +70,7 @@ class InjectedOptions:
     live: bool = False
     strict: bool = False
     dry_run: bool = False
+    probe_tasks: str | None = None
 
 
 def run_with_capture(command: Sequence[str], options: InjectedOptions, status_file: Path) -> int:

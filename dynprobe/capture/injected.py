@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-from dynprobe.capture.asked_probe import asked_probe_set
+from dynprobe.capture.asked_probe import asked_probe_set, asked_probe_tasks
 from dynprobe.capture.callback import DynprobeCallback
 from dynprobe.capture.inject import OPTIONS, InjectedOptions, give_up
 from dynprobe.capture.news import report, report_fault, run_names
@@ -60,7 +60,9 @@ def attach_from_environment(trainer: Trainer) -> None:
     options = InjectedOptions(**json.loads(os.environ[OPTIONS]))
     report({"event": "trainer"})
     try:
-        probe = asked_probe_set(options, trainer.model, tokenizer=getattr(trainer, "processing_class", None))
+        tokenizer = getattr(trainer, "processing_class", None)
+        probe = asked_probe_set(options, trainer.model, tokenizer=tokenizer)
+        tasks = asked_probe_tasks(options, trainer.model, tokenizer=tokenizer)
     except Exception as error:
         if options.strict:
             report({"event": "fault", "reason": str(error) or repr(error)})
@@ -76,5 +78,6 @@ def attach_from_environment(trainer: Trainer) -> None:
             live=options.live,
             strict=options.strict,
             dry_run=options.dry_run,
+            probe_tasks=tasks,
         )
     )

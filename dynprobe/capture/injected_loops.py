@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from dynprobe.capture.asked_probe import asked_probe_set
+from dynprobe.capture.asked_probe import asked_probe_set, asked_probe_tasks
 from dynprobe.capture.guard import random_state_kept, unwrapped
 from dynprobe.capture.inject import OPTIONS, InjectedOptions, give_up
 from dynprobe.capture.live import live_drift, show_line
@@ -151,6 +151,8 @@ class LoopCapture:
         ranks = Ranks.of(unwrapped(model))
         with ranks.together():
             probe = self._probe_set(model)
+            with random_state_kept():
+                tasks = asked_probe_tasks(self._options, model)
             goes_on = ranks.decided(existing == "resume" and len(list_steps(run_dir)) > 1)
         if goes_on and not first:
             raise CaptureError(
@@ -167,6 +169,7 @@ class LoopCapture:
             facts=_facts(optimizer),
             existing=existing,
             on_snapshot=live,
+            probe_tasks=tasks,
         )
         if self._options.dry_run:
             rehearsal = recorder.rehearse()

@@ -53,6 +53,8 @@ class LightningCallback(Capturing, Callback):
         Whether the drift of each snapshot goes to the trainer's loggers; see :class:`~dynprobe.analysis.drift.Drift`.
     strict
         Whether a fault of capture is raised and so ends the training, instead of switching capture off.
+    probe_tasks
+        As for :class:`~dynprobe.capture.recorder.Recorder`.
 
     Examples
     --------
@@ -91,6 +93,7 @@ class LightningCallback(Capturing, Callback):
             facts={**_training_facts(trainer), **self.facts},
             existing="resume" if step else self.existing,
             on_snapshot=self._announced,
+            probe_tasks=self.probe_tasks,
         )
         self._trainer, self._logged_at = weakref.ref(trainer), step
         self._open(recorder, lambda recorder: self._begin(recorder, step))

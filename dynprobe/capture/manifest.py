@@ -18,6 +18,7 @@ _BEFORE_IT_COULD_BE_CHOSEN = {
     "attention_rows": "all",
     "cross_attention": True,
     "value_norms": False,
+    "probe_tasks": {},
 }
 
 
@@ -29,6 +30,7 @@ def contents_of(plan: Plan, architecture: Architecture) -> dict[str, Any]:
         "attention_rows": plan.attention_rows,
         "cross_attention": plan.cross_attention,
         "value_norms": plan.value_norms,
+        "probe_tasks": dict(plan.probe_tasks),
         **{
             stack.name: {
                 "tokens": len(plan.rows[stack.name]),

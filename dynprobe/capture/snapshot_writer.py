@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from dynprobe.capture.taps import NO_TAPS, Key, Take, Taps
 from dynprobe.capture.value_norms import value_norms
 from dynprobe.errors import CaptureError
 from dynprobe.probe_set import ProbeSet
+from dynprobe.storage.layout import RANDOM
 from dynprobe.storage.writer import FileWriter
 
 _PROBE = "main"
@@ -46,6 +47,10 @@ class SnapshotJob:
         Facts stored in each file.
     taps
         Where the model makes what is taken off it.
+    tasks
+        Probe sets of which the pooled vectors are kept as well, by name.
+    baseline
+        A model with random weights to be measured on them, too.
     """
 
     architecture: Architecture
@@ -53,6 +58,8 @@ class SnapshotJob:
     plan: Plan
     meta: Mapping[str, Any]
     taps: Taps = NO_TAPS
+    tasks: Mapping[str, ProbeSet] = field(default_factory=dict)
+    baseline: nn.Module | None = None
 
 
 def write_snapshot(
@@ -118,6 +125,10 @@ def _stream(file: FileWriter, model: nn.Module, job: SnapshotJob, *, step: int, 
             output = what_it_says(measurement, job.architecture, vocabulary)
             if output is not None:
                 said.append(output)
+        for part, probe in job.tasks.items():
+            _write_task(sink, model, job.architecture, part, probe)
+            if job.baseline is not None:
+                _write_task(sink, job.baseline, job.architecture, part, probe, mark=RANDOM)
     if sink.overflowed:  # only now, when all of them are known
         raise DoesNotFitFloat16(sink.overflowed)
     _write_outputs(sink, said)
@@ -168,10 +179,11 @@ class _Sink:
 
 def _in_words(name: str) -> str:
     """Say which array it is: ``main/model/hidden_states/3`` is "the hidden states of layer 3 (stack 'model')"."""
-    _, stack, *what, layer = name.split("/")
+    part, stack, *what, layer = name.split("/")
     if stack == "outputs":
         return f"the outputs ({layer})"
-    return f"the {' '.join(what).replace('_', ' ')} of layer {layer} (stack {stack!r})"
+    where = f"stack {stack!r}" if part == _PROBE else f"stack {stack!r}, probe task {part!r}"
+    return f"the {' '.join(what).replace('_', ' ')} of layer {layer} ({where})"
 
 
 def _declare(sink: _Sink, job: SnapshotJob) -> None:
@@ -183,11 +195,15 @@ def _declare(sink: _Sink, job: SnapshotJob) -> None:
             sink.write(f"{prefix}/index/hidden_rows", rows)
             for layer in job.plan.layers[stack.name]:
                 sink.declare(f"{prefix}/hidden_states/{layer}", (len(rows), stack.d_model))
-        for kind in stack.pooled:
-            for layer in range(stack.n_layers + 1):
-                sink.declare(f"{prefix}/pooled/{kind}/{layer}", (job.probe.n_examples, stack.d_model))
+        _declare_pooled(sink, prefix, stack, job.probe.n_examples)
         if n_attention:
             sink.write(f"{prefix}/index/attention_examples", np.arange(n_attention, dtype=np.int32))
+
+
+def _declare_pooled(sink: _Sink, prefix: str, stack: Stack, n_examples: int) -> None:
+    for kind in stack.pooled:
+        for layer in range(stack.n_layers + 1):
+            sink.declare(f"{prefix}/pooled/{kind}/{layer}", (n_examples, stack.d_model))
 
 
 def _write_states(sink: _Sink, measurement: Measurement, stack: Stack, plan: Plan) -> None:
@@ -201,8 +217,27 @@ def _write_states(sink: _Sink, measurement: Measurement, stack: Stack, plan: Pla
         if len(rows) and layer in plan.layers[stack.name]:
             picked = hidden[(wanted[:, 0] - batch.start).to(hidden.device), wanted[:, 1].to(hidden.device)]
             sink.append(f"{prefix}/hidden_states/{layer}", picked)
-        for kind in stack.pooled:
-            sink.append(f"{prefix}/pooled/{kind}/{layer}", pool(hidden, real.to(hidden.device), kind))
+        _write_pooled(sink, prefix, stack, layer, hidden, real)
+
+
+def _write_pooled(sink: _Sink, prefix: str, stack: Stack, layer: int, hidden: Tensor, real: Tensor) -> None:
+    for kind in stack.pooled:
+        sink.append(f"{prefix}/pooled/{kind}/{layer}", pool(hidden, real.to(hidden.device), kind))
+
+
+def _write_task(
+    sink: _Sink, model: nn.Module, architecture: Architecture, part: str, probe: ProbeSet, *, mark: str = ""
+) -> None:
+    """Measure a model on one split of a probe task: the pooled vectors of all layers, and nothing else."""
+    for stack in architecture.stacks:
+        _declare_pooled(sink, f"{part}/{mark}{stack.name}", stack, probe.n_examples)
+    for batch in batches(probe, architecture, next(model.parameters()).device):
+        measurement = measure(model, batch, architecture)
+        for stack in architecture.stacks:
+            real = torch.as_tensor(batch.real[stack.name])
+            for layer in range(stack.n_layers + 1):
+                hidden = tokens(measurement, stack.name, layer)
+                _write_pooled(sink, f"{part}/{mark}{stack.name}", stack, layer, hidden, real)
 
 
 def pool(hidden: Tensor, real: Tensor, kind: str) -> Tensor:

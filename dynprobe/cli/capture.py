@@ -3,12 +3,17 @@
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dynprobe.cli.console import err
-from dynprobe.cli.recording import recording_options
+from dynprobe.cli.recording import recording_options, take_probe_tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dynprobe.tasks import Task
 
 # The probe set is chosen among so many texts of a file.
 _MAX_TEXTS = 20_000
@@ -29,7 +34,7 @@ _MAX_TEXTS = 20_000
 @click.option(
     "--tokenizer",
     metavar="NAME_OR_FOLDER",
-    help="With --probe FILE: the model's tokenizer.  [that of the folder the model came from]",
+    help="With --probe FILE or --probe-task: the model's tokenizer.  [that of the folder the model came from]",
 )
 @click.option(
     "--model-attr",
@@ -82,8 +87,11 @@ def capture(
     texts = probe if probe is not None and probe.is_file() else None
     if probe is not None and texts is None:
         require_run(probe)
-    if tokenizer is not None and texts is None:
-        raise UsageError(f"--tokenizer must go with --probe FILE, whose texts it reads; got --probe {probe}")
+    tasks = take_probe_tasks(asked)
+    if tokenizer is not None and texts is None and not tasks:
+        raise UsageError(
+            f"--tokenizer must go with --probe FILE or --probe-task, whose texts it reads; got --probe {probe}"
+        )
     flags = {name: asked.pop(name) for name in ("live", "strict", "dry_run")}
     settings = settings_from_words(**asked)
     options = InjectedOptions(
@@ -99,6 +107,8 @@ def capture(
     with tempfile.TemporaryDirectory(prefix="dynprobe-") as folder:
         if texts is not None:
             options = replace(options, probe_texts=_texts_as_json(texts, Path(folder) / "texts.json"))
+        if tasks:
+            options = replace(options, probe_tasks=_tasks_as_json(tasks, Path(folder) / "tasks.json"))
         code = run_with_capture(command, options, Path(folder) / "status.jsonl")
     steps = list_steps(run_dir)
     if steps:
@@ -117,4 +127,16 @@ def _texts_as_json(source: Path, target: Path) -> str:
 
     texts = read_texts(source)
     target.write_text(json.dumps(texts[:: -(-len(texts) // _MAX_TEXTS)]), encoding="utf-8")
+    return str(target)
+
+
+def _tasks_as_json(tasks: "Mapping[str, Task]", target: Path) -> str:
+    """Leave the examples of probe tasks where the command finds them."""
+    import json
+
+    words: dict[str, dict[str, Any]] = {name: {"label_names": task.label_names} for name, task in tasks.items()}
+    for name, task in tasks.items():
+        for split, of in task.splits.items():
+            words[name][split] = {"texts": of.texts, "labels": [] if of.labels is None else of.labels.tolist()}
+    target.write_text(json.dumps(words), encoding="utf-8")
     return str(target)

@@ -28,6 +28,9 @@ def facts_of(run: Run) -> dict[str, Any]:
             "label_names": list(probe.label_names or ()),
             "origin": probe.origin,
         },
+        "probe_tasks": {
+            name: [run.probe_task(name, split).n_examples for split in ("train", "test")] for name in run.probe_tasks
+        },
         "holds": {stack: _holds(run, stack) for stack in run.stacks},
         "notes": list(run.notes),
     }
@@ -48,6 +51,8 @@ def lines_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("real tokens", ", ".join(f"{count} ({stack})" for stack, count in probe["n_real_tokens"].items())),
         ("labels", ", ".join(probe["label_names"]) or ("yes" if probe["label_fingerprint"] else "none")),
     ]
+    tasks = [f"{name} ({n_train} + {n_test} examples)" for name, (n_train, n_test) in facts["probe_tasks"].items()]
+    rows += [("probe tasks", ", ".join(tasks))] if tasks else []
     rows += [(f"holds ({stack})", holds) for stack, holds in facts["holds"].items()]
     rows += [(str(name), str(value)) for name, value in facts["training"].items()]
     return rows

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from dynprobe.cli.console import err, progress_bar, say
-from dynprobe.cli.recording import recording_options
+from dynprobe.cli.recording import recording_options, take_probe_tasks
 
 # Names and meanings come from the methods themselves, but only when they are asked for: they take torch with them.
 _LIST_HELP = "Print the methods with their options, and end."
@@ -15,7 +15,10 @@ _LIST_HELP = "Print the methods with their options, and end."
 @click.command()
 @click.option("--model", metavar="MODEL", help="Folder, package:NAME or hub name.")
 @click.option(
-    "--task", metavar="TASK", help="A shipped task (supersense, hyp, wic, shift), or your CSV, JSONL or Parquet file."
+    "--task",
+    metavar="TASK",
+    help="A shipped task (supersense, hyp, wic, shift), one from a package (mr, subj, r8: see data/README.md), glue/NAME, "
+    "or your CSV, JSONL or Parquet file.",
 )
 @click.option("--method", "names", multiple=True, help="A training method; may be given several times.  [standard]")
 @click.option(
@@ -72,7 +75,7 @@ def finetune(
     """
     from dynprobe.capture.settings import settings_from_words
     from dynprobe.errors import UsageError
-    from dynprobe.experiments.training import Recipe, train_with_capture
+    from dynprobe.experiments.training import Recipe, Watch, train_with_capture
     from dynprobe.tasks import load_task
 
     if list_methods:
@@ -97,22 +100,23 @@ def finetune(
     )
     words = {name: asked.pop(name) for name in own}
     save_model = asked.pop("save_model")
+    probe_tasks = take_probe_tasks(asked)
     task = load_task(words.pop("task"))
     max_steps, n_evaluations = words.pop("steps"), words.pop("evaluations")
     recipe = Recipe(max_steps=max_steps, n_evaluations=n_evaluations, methods=_methods(names, pairs), **words)
     path = Path(str(run_dir))
     with progress_bar() as advance:
-        scores = train_with_capture(
+        trained = train_with_capture(
             task,
             recipe,
             path,
-            settings=settings_from_words(**asked),
+            watch=Watch(settings_from_words(**asked), probe_tasks=probe_tasks),
             existing="replace" if force else "resume" if resume else "refuse",
             checkpoints=path.with_name(f"{path.name}.checkpoints"),
             save_model=save_model,
             on_step=lambda done, total: advance(done, total, "training"),
         )
-    for name, value in scores.items():
+    for name, value in trained.scores.items():
         say(f"{name}: {value:.6g}")
     err.print(f"Next: dynprobe info {path}\n      dynprobe compare {path} OTHER_RUN -o report.html", markup=False)
 

@@ -10,8 +10,10 @@ from dynprobe import __version__
 from dynprobe.cli.capture import capture
 from dynprobe.cli.compare import compare
 from dynprobe.cli.demo import demo
+from dynprobe.cli.experiment import experiment
 from dynprobe.cli.finetune import finetune
 from dynprobe.cli.info import info
+from dynprobe.cli.probe import probe
 from dynprobe.cli.replay import replay
 from dynprobe.cli.verify import verify
 from dynprobe.errors import DynprobeError
@@ -28,8 +30,10 @@ Examples:
   dynprobe demo                                    fine-tune a small model twice and compare
   dynprobe capture -o runs/a -- python train.py    capture your own training, unmodified
   dynprobe finetune --model M --task wic --method r3f -o runs/c
+  dynprobe experiment arms.yaml --jobs 2           methods x seeds, with a table of paired differences
   dynprobe replay output --texts t.txt -o runs/b   capture from the checkpoints of a training
   dynprobe compare runs/a runs/b -o report.html    what changed, layer by layer
+  dynprobe probe runs/a -o probes.html             what training did to other tasks (captured with --probe-task)
 """
 
 
@@ -39,7 +43,7 @@ def main() -> None:
     """See what fine-tuning does to a transformer: capture a training run, compare two of them, read the report."""
 
 
-for command in (capture, finetune, replay, compare, demo, info, verify):
+for command in (capture, finetune, experiment, replay, compare, probe, demo, info, verify):
     main.add_command(command)
 
 

@@ -1,9 +1,12 @@
 """The options that say what a snapshot holds; the same words wherever something is captured."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from dynprobe.tasks import Task
 
 _OPTIONS = (
     click.option("--budget", default=None, help="Bytes for all snapshots of the run.  [2GB]"),
@@ -28,6 +31,18 @@ _OPTIONS = (
         default=None,
         help="Also the norm of what each head carries on from each token.  [no]",
     ),
+    click.option(
+        "--probe-task",
+        "probe_tasks",
+        multiple=True,
+        metavar="TASK",
+        help="Also the vectors of examples of this task, shipped or a file, for linear probes; may be given several times.",
+    ),
+    click.option(
+        "--probe-task-examples",
+        metavar="N_TRAIN,N_TEST",
+        help="Of each such task, as many to fit probes on and to score them on.  [1000,500]",
+    ),
 )
 
 
@@ -36,3 +51,41 @@ def recording_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def take_probe_tasks(asked: dict[str, Any]) -> dict[str, "Task"]:
+    """Take the probe tasks out of the options of a command: name to a task with a train and a test split of the asked sizes.
+
+    Raises
+    ------
+    UsageError
+        For a task that cannot be probed, two of one name, or a number of examples that is none.
+    """
+    from dynprobe.errors import UsageError
+    from dynprobe.storage.layout import task_name_of
+    from dynprobe.tasks import load_task, probed_part
+
+    names, examples = asked.pop("probe_tasks"), asked.pop("probe_task_examples")
+    if examples is not None and not names:
+        raise UsageError(f"--probe-task-examples must go with a --probe-task; got {examples!r} alone")
+    n_train, n_test = _sizes(examples)
+    tasks: dict[str, Task] = {}
+    for name in names:
+        task = load_task(name)
+        own = task_name_of(task.name)
+        if own in tasks:
+            raise UsageError(f"--probe-task must be given once for each name; got {own!r} twice")
+        tasks[own] = probed_part(task, n_train=n_train, n_test=n_test)
+    return tasks
+
+
+def _sizes(text: str | None) -> tuple[int, int]:
+    from dynprobe.errors import UsageError
+    from dynprobe.tasks.probing import DEFAULT_N_TEST, DEFAULT_N_TRAIN
+
+    if text is None:
+        return DEFAULT_N_TRAIN, DEFAULT_N_TEST
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 2 or not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts):
+        raise UsageError(f"--probe-task-examples must be two numbers such as 1000,500; got {text!r}")
+    return int(parts[0]), int(parts[1])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dynprobe.cli.console import err, progress_bar, say
-from dynprobe.cli.recording import recording_options
+from dynprobe.cli.recording import recording_options, take_probe_tasks
 
 if TYPE_CHECKING:
     from dynprobe.probe_set import ProbeSet
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     "--probe", type=click.Path(path_type=Path), help="Measure on the probe set of this run (needed to compare with it)."
 )
 @click.option("--texts", type=click.Path(path_type=Path), help="Measure on the texts of this file.")
-@click.option("--tokenizer", metavar="NAME_OR_PATH", help="For --texts.  [that of the last checkpoint, or of the base]")
+@click.option(
+    "--tokenizer",
+    metavar="NAME_OR_PATH",
+    help="For --texts and --probe-task.  [that of the last checkpoint, or of the base]",
+)
 @click.option("--base", metavar="MODEL", help="What training started from: step 0, and what adapters are put on.")
 @click.option("--steps", metavar="STEP,STEP", help="Only the checkpoints of these steps.  [all]")
 @recording_options
@@ -48,17 +52,23 @@ def replay(
       dynprobe replay output --base bert-base-uncased --texts texts.txt -o runs/after
     """
     from dynprobe.capture.replay import replay as replay_checkpoints
+    from dynprobe.capture.replay import tokenizer_of
     from dynprobe.capture.settings import settings_from_words
     from dynprobe.errors import UsageError
     from dynprobe.storage.directory import read_manifest
     from dynprobe.storage.folder import list_steps
+    from dynprobe.tasks import probe_task
 
     if force and resume:
         raise UsageError("--force and --resume must not be given together: replace the run, or go on with it")
     probe, texts, tokenizer = (asked.pop(name) for name in ("probe", "texts", "tokenizer"))
+    tasks = take_probe_tasks(asked)
     settings = settings_from_words(**asked)
     wanted = _steps(steps)
-    probe_set = _probe_set(checkpoints, probe=probe, texts=texts, tokenizer=tokenizer, base=base)
+    probe_set = _probe_set(
+        checkpoints, probe=probe, texts=texts, tokenizer=tokenizer, base=base, reads_tasks=bool(tasks)
+    )
+    reader: Any = tokenizer_of(checkpoints, tokenizer=tokenizer, base=base) if tasks else None
     with progress_bar() as advance:
         replay_checkpoints(
             checkpoints,
@@ -69,6 +79,7 @@ def replay(
             settings=settings,
             existing="replace" if force else "resume" if resume else "refuse",
             progress=advance,
+            probe_tasks={name: probe_task(task, reader, n_train=None, n_test=None) for name, task in tasks.items()},
         )
     done = list_steps(run_dir)
     err.print(f"dynprobe: {len(done)} snapshots, steps {', '.join(map(str, done))}", markup=False)
@@ -95,6 +106,7 @@ def _probe_set(
     texts: str | Path | None,
     tokenizer: str | Path | None,
     base: str | None,
+    reads_tasks: bool,
 ) -> "ProbeSet":
     from dynprobe.capture.replay import probe_set_from_texts
     from dynprobe.errors import UsageError
@@ -107,8 +119,10 @@ def _probe_set(
         got = "none" if probe is None else "both"
         raise UsageError(f"one of --probe RUN and --texts FILE must be given, to say what to measure on; got {got}")
     if texts is None:
-        if tokenizer is not None:
-            raise UsageError("--tokenizer must be given with --texts only; the probe set of a run holds its tokens")
+        if tokenizer is not None and not reads_tasks:
+            raise UsageError(
+                "--tokenizer must be given with --texts or --probe-task only; the probe set of a run holds its tokens"
+            )
         require_run(Path(str(probe)))
         return read_probe_set(probe_path(Path(str(probe))))
     words = None if tokenizer is None else str(tokenizer)

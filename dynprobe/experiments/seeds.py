@@ -8,7 +8,7 @@ from pathlib import Path
 from dynprobe.analysis import compare
 from dynprobe.capture.settings import CaptureSettings
 from dynprobe.errors import UsageError
-from dynprobe.experiments.training import Recipe, train_with_capture
+from dynprobe.experiments.training import Recipe, Watch, train_with_capture
 from dynprobe.report import write_json, write_report
 from dynprobe.run import open_run
 from dynprobe.tasks import load_task
@@ -70,7 +70,7 @@ def compare_seeds(
             data,
             Recipe(model=model, seed=seed, max_steps=max_steps, learning_rate=LEARNING_RATE),
             run_dir,
-            settings=CaptureSettings(schedule=SCHEDULE),
+            watch=Watch(CaptureSettings(schedule=SCHEDULE)),
             existing="replace" if force else "refuse",
             on_step=partial(_show_step, show, number * max_steps, f"training, seed {seed}"),
         )

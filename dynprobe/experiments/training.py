@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
@@ -27,8 +28,8 @@ from transformers.utils import logging as transformers_logging
 
 from dynprobe.capture.callback import DynprobeCallback
 from dynprobe.capture.models import resolve_model
-from dynprobe.capture.settings import CaptureSettings
 from dynprobe.errors import UsageError
+from dynprobe.experiments.watch import Watch
 from dynprobe.finetune import Streams, enable
 from dynprobe.finetune import method as make_method
 from dynprobe.storage.directory import append_scalars, read_manifest, write_status
@@ -37,6 +38,12 @@ from dynprobe.tasks import Task, encode
 
 # In a folder of checkpoints that is ours to remove.
 _MARK = ".dynprobe-finetune"
+# What configurations call the probability that a unit is dropped in training.
+_DROPOUTS = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "attention_dropout",
+    "activation_dropout", "seq_classif_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout",
+    "hidden_dropout", "pooler_dropout",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,8 @@ class Recipe:
     patience
         Stop after so many evaluations without a better score, and keep the best weights; 0 goes on to the end and keeps the
         last.
+    dropout
+        Every dropout probability of the model; ``None`` for those it comes with.
     """
 
     model: str
@@ -74,19 +83,38 @@ class Recipe:
     methods: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     n_evaluations: int = 2
     patience: int = 0
+    dropout: float | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to.
+
+    Attributes
+    ----------
+    scores
+        ``eval_accuracy`` and ``eval_loss`` (for regression ``eval_mean_squared_error``) of the validation split, the best with
+        early stopping and else the last, and ``kept_step``, at which it was; the same with ``test_`` where there is a test
+        split, scored once at the end.
+    log
+        What the Trainer logged, oldest first.
+    """
+
+    scores: Mapping[str, float]
+    log: Sequence[Mapping[str, Any]]
 
 
 def train_with_capture(
     task: Task,
     recipe: Recipe,
-    run_dir: Path,
+    run_dir: Path | None,
     *,
-    settings: CaptureSettings | None = None,
+    watch: Watch | None = None,
     existing: str = "refuse",
     checkpoints: Path | None = None,
     save_model: Path | None = None,
     on_step: Callable[[int, int], None] | None = None,
-) -> dict[str, float]:
+) -> Trained:
     """Fine-tune a classifier and capture its run.
 
     Parameters
@@ -96,8 +124,10 @@ def train_with_capture(
     recipe
         How to fine-tune.
     run_dir
-        New run directory.
-    settings, existing
+        New run directory; ``None`` to capture nothing.
+    watch
+        What to capture.
+    existing
         As for :class:`~dynprobe.capture.callback.DynprobeCallback`.
     checkpoints
         Folder for what an interrupted training goes on from, removed when it is over; with `existing` "resume" the newest
@@ -109,36 +139,45 @@ def train_with_capture(
 
     Returns
     -------
-    dict
-        ``eval_accuracy`` and ``eval_loss`` (for regression ``eval_mean_squared_error``) of the validation split, the best with
-        early stopping and else the last; the same with ``test_`` where there is a test split, scored once at the end.
+    Trained
+        Scores and log.
 
     Raises
     ------
     UsageError
         For a model that cannot be loaded, or a method or option that does not exist or does not go with the model.
     """
-    if existing == "refuse" and is_run(run_dir):
+    if run_dir is not None and existing == "refuse" and is_run(run_dir):
         raise UsageError(
             f"{run_dir}: the run directory must be new; got one that holds a run. Give --force or --resume"
         )
     facts = _facts(task, recipe)
-    if existing == "resume":
+    if run_dir is not None and existing == "resume":
         _require_unfinished(run_dir, facts, checkpoints)
+    watch = watch or Watch()
     place = resolve_model(recipe.model)
     streams = Streams(recipe.seed)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         with streams.head.in_charge("cpu"):
-            model = _classifier(place, task)
+            model = _classifier(place, task, dropout=recipe.dropout)
     except (OSError, ValueError) as error:
         raise UsageError(f"{recipe.model}: must be a model that transformers can load; {error}") from error
     data = {name: encode(split, tokenizer, max_length=recipe.max_length) for name, split in task.splits.items()}
     callbacks: list[TrainerCallback] = [
-        DynprobeCallback(run_dir, settings=settings, facts=facts, existing=existing),
         *([EarlyStoppingCallback(recipe.patience)] if recipe.patience else []),
         *([_Progress(on_step)] if on_step is not None else []),
     ]
+    if run_dir is not None:
+        capture = DynprobeCallback(
+            run_dir,
+            probe_set=watch.probe_set(tokenizer, max_length=recipe.max_length),
+            settings=watch.settings,
+            facts=facts,
+            existing=existing,
+            probe_tasks=watch.tasks(tokenizer, max_length=recipe.max_length),
+        )
+        callbacks.insert(0, capture)
     with _scratch(checkpoints, goes_on=existing == "resume") as folder:
         trainer = Trainer(
             model,
@@ -158,10 +197,12 @@ def train_with_capture(
         if "test" in data:
             test: Any = data["test"]
             scores |= _numbers(trainer.predict(test, metric_key_prefix="test").metrics or {}, "test")
-        _keep_scores(run_dir, {"step": trainer.state.global_step, "final": True, **scores})
+        if run_dir is not None:
+            _keep_scores(run_dir, {"step": trainer.state.global_step, "final": True, **scores})
         if save_model is not None:
-            trainer.save_model(str(save_model))
-    return scores
+            with quiet():
+                trainer.save_model(str(save_model))
+    return Trained(scores, tuple(trainer.state.log_history))
 
 
 def _switch_on(trainer: Trainer, recipe: Recipe, streams: Streams) -> None:
@@ -241,19 +282,38 @@ def _facts(task: Task, recipe: Recipe) -> dict[str, Any]:
     return {"task": task.name, **facts, "methods": methods}
 
 
-def _classifier(place: str, task: Task) -> Any:
+def _classifier(place: str, task: Task, *, dropout: float | None) -> Any:
     names = list(task.label_names or ["score"])
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()  # a new classifier is the purpose, no reason for a warning
-    transformers_logging.disable_progress_bar()
-    try:
+    with quiet():  # a new classifier is the purpose, no reason for a warning
         return AutoModelForSequenceClassification.from_pretrained(
             place,
             trust_remote_code=False,
             num_labels=len(names),
             id2label=dict(enumerate(names)),
             label2id={n: i for i, n in enumerate(names)},
+            **_dropouts(place, dropout),
         )
+
+
+def _dropouts(place: str, dropout: float | None) -> dict[str, float]:
+    """The names that a model's configuration has for its dropout probabilities, with one value."""
+    if dropout is None:
+        return {}
+    config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    named = {name for name in _DROPOUTS if isinstance(getattr(config, name, None), int | float)}
+    if not named:
+        raise ValueError(f"its configuration must name dropout probabilities to set them; got none of {_DROPOUTS}")
+    return dict.fromkeys(sorted(named), dropout)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without warnings and progress bars of transformers."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
     finally:
         transformers_logging.set_verbosity(level)
         if bars:
@@ -277,6 +337,7 @@ def _arguments(task: Task, recipe: Recipe, folder: Path, *, silent: bool, saves:
         save_strategy="steps" if saves or recipe.patience else "no",
         save_steps=every,
         save_total_limit=2,
+        save_only_model=not saves,  # to go back to the best weights needs no more
         load_best_model_at_end=recipe.patience > 0,
         metric_for_best_model="mean_squared_error" if task.is_regression else "accuracy",
         greater_is_better=not task.is_regression,

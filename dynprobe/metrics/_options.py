@@ -1,4 +1,4 @@
-"""Options that several similarities share, and the check that there are samples enough for canonical correlations."""
+"""Options that several measures share, and the check that there are samples enough for canonical correlations."""
 
 from typing import Literal, TypeAlias, get_args
 
@@ -14,6 +14,12 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Complain about a word that is none of those allowed."""
     if value not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+
+
+def check_level(level: float) -> None:
+    """Complain about a level of confidence that is no probability."""
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"`level` must be a probability in (0, 1); got {level}")
 
 
 def check_samples(n_directions: dict[str, Tensor], n_samples: int, small_sample: str, *, remedy: str) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dynprobe.metrics.rows import Prepared
 from dynprobe.metrics.subspace import count_kept
-from dynprobe.metrics.sums import CrossSums, SideSums, joined_products
+from dynprobe.metrics.sums import CrossSums, SideSums, gram, joined_products
 
 
 @dataclass(frozen=True)
@@ -66,23 +66,62 @@ def whiten(
     ValueError
         For sums that are not finite, or rows that are all equal.
     """
+    require_finite(products, name=name)
+    mean, centred = _centred_products(x, n, total, products)
+    values, vectors = torch.linalg.eigh(centred)
+    singular, vectors = values.flip(-1).clamp_min(0.0).sqrt(), vectors.flip(-1)
+    rounding, shape = _rounding(x, n, products, singular, name=name), (int(n), x.n_features)
+    free = int(count_kept(singular, variance, rounding=rounding, shape=shape))
+    kept = free if n_kept is None else int(count_kept(singular, 1.0, rounding=rounding, shape=shape, n_kept=n_kept))
+    most = max(kept, free)
+    return Whitening(mean, vectors[:, :most] / singular[:most], kept, free)
+
+
+def count_directions(x: Prepared, *, variance: float) -> int:
+    """How many directions hold a share of the variance: what :func:`whiten` keeps, from eigenvalues alone.
+
+    Parameters
+    ----------
+    x
+        Prepared rows.
+    variance
+        Share of the variance in (0, 0.999].
+
+    Raises
+    ------
+    ValueError
+        As :func:`whiten`.
+    """
+    n, (total, products) = float(x.n_samples), gram(x)
+    require_finite(products)
+    values = torch.linalg.eigvalsh(_centred_products(x, n, total, products)[1])
+    singular = values.flip(-1).clamp_min(0.0).sqrt()
+    rounding = _rounding(x, n, products, singular)
+    return int(count_kept(singular, variance, rounding=rounding, shape=(x.n_samples, x.n_features)))
+
+
+def require_finite(products: Tensor, *, name: str = "representations") -> None:
+    """Complain about sums of rows that were not finite."""
     if not bool(torch.isfinite(products).all()):
         raise ValueError(
             f"`{name}` must be finite, and not grow by more than 1e15 from its first rows on; got NaN, Inf or squares that "
             "overflow. Find the layer and step that made it"
         )
+
+
+def _centred_products(x: Prepared, n: float, total: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of the shifted rows, and products of the features about it."""
     mean = x.joined(total) / n
-    values, vectors = torch.linalg.eigh(joined_products(x, x, products) - n * torch.outer(mean, mean))
-    singular, vectors = values.flip(-1).clamp_min(0.0).sqrt(), vectors.flip(-1)
+    return mean, joined_products(x, x, products) - n * torch.outer(mean, mean)
+
+
+def _rounding(x: Prepared, n: float, products: Tensor, singular: Tensor, *, name: str = "representations") -> Tensor:
+    """Spacing of the numbers as they were given, far below the largest singular value unless rows are all equal."""
     size = (products.diagonal().sum() / n + x.offset) / x.n_features
     rounding = x.spacing * size.sqrt()
     if float(singular[0]) <= 4 * float(rounding):
         raise ValueError(f"`{name}` must vary; got samples that are all equal, for which SVCCA is undefined")
-    shape = (int(n), x.n_features)
-    free = int(count_kept(singular, variance, rounding=rounding, shape=shape))
-    kept = free if n_kept is None else int(count_kept(singular, 1.0, rounding=rounding, shape=shape, n_kept=n_kept))
-    most = max(kept, free)
-    return Whitening(mean, vectors[:, :most] / singular[:most], kept, free)
+    return rounding
 
 
 def variate_products(a: Prepared, b: Prepared, products: Tensor, n: float, x: Whitening, y: Whitening) -> Tensor:

@@ -17,6 +17,8 @@ from dynprobe.metrics._arrays import (
     unit_columns,
 )
 
+_TILE = 64  # dimensions whose correlations with all others fit the cache
+
 
 def explained_variance_ratio(x: Array, *, center: bool = True) -> Array:
     """Share of the variance along each principal direction, the largest first.
@@ -232,6 +234,48 @@ def dimension_correlation(x: Array) -> Array:
     correlation = (symmetric_product(unit) / unit.shape[-2]).clamp(-1.0, 1.0)
     eye = torch.eye(unit.shape[-1], dtype=torch.bool, device=unit.device)
     return like(torch.where(eye, torch.ones_like(correlation), correlation), x)
+
+
+def mean_absolute_correlation(x: Array) -> Array:
+    """Mean absolute Pearson correlation of two different dimensions.
+
+    Near 0 for independent dimensions, 1 where all dimensions say the same; see :func:`dimension_correlation`.
+
+    Parameters
+    ----------
+    x
+        Shape (..., n_samples, n_features), at least two features.
+
+    Returns
+    -------
+    Array
+        Shape (...), in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        For fewer than two samples or features, or non-finite entries.
+
+    Notes
+    -----
+    Tile by tile of the matrix of correlations, on and above its diagonal, which is never held.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> round(float(mean_absolute_correlation(np.array([[1.0, -2.0], [2.0, -4.0], [3.0, -6.0]]))), 12)
+    1.0
+    """
+    unit = unit_columns(observations("x", x))[0]
+    n, d = unit.shape[-2:]
+    if d < 2:
+        raise ValueError(f"`x` must have at least 2 features for a correlation; got {d}")
+    total = torch.zeros_like(unit[..., 0, 0])
+    for start in range(0, d, _TILE):
+        tile = (unit[..., start : start + _TILE].mT @ unit[..., start:]).div_(n).abs_().clamp_max_(1.0)
+        square = tile[..., : tile.shape[-2]]
+        total += 2 * tile.sum(dim=(-2, -1)) - square.sum(dim=(-2, -1)) - square.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+    return like(total / (d * (d - 1)), x)
 
 
 def mean_cosine(x: Array) -> Array:

@@ -1,6 +1,5 @@
 """Linear probes: how well a label can be read from a representation by multinomial logistic regression."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +8,8 @@ import torch
 from torch import Tensor
 
 from dynprobe.metrics._arrays import Array, check_broadcast, like, observations, to_float64, unit_columns
+from dynprobe.metrics._lbfgs import minimise
 
-_MEMORY = 8  # pairs of steps and gradient changes that L-BFGS remembers
-_MAX_ITERATIONS = 1000
-_HALVINGS = 30
 _STAGES = (1e-3, 1e-4, 1e-6)  # tolerances at which the curvature is measured again
 
 
@@ -168,7 +165,7 @@ def _fit_standardised(data: Tensor, truth: Tensor, *, penalty: float, tolerance:
         root = _curvature_root(design, curvature, seen, penalty)
         rotated = torch.linalg.solve_triangular(root, design.mT, upper=False).mT
         objective = _Objective(rotated, curvature, truth, seen)
-        solution = _minimise(objective, root.mT @ weights, tolerance=stage * n_samples)
+        solution = minimise(objective, root.mT @ weights, tolerance=stage * n_samples)
         weights = torch.linalg.solve_triangular(root.mT, solution, upper=True)
         # well-fitted samples hardly bend the loss any more: measure the curvature there again
         curvature = objective.curvature(solution)
@@ -212,70 +209,3 @@ def _curvature_root(design: Tensor, curvature: Tensor, seen: Tensor, penalty: fl
     if bool((failed > 0).any()):
         raise ValueError(f"`penalty` must be large enough to tell dependent features apart; got {penalty}")
     return root
-
-
-def _minimise(function: Callable[[Tensor], tuple[Tensor, Tensor]], u: Tensor, *, tolerance: float) -> Tensor:
-    """L-BFGS for a batch of convex problems of unit curvature bound, each with its own step length."""
-    loss, gradient = function(u)
-    history: list[tuple[Tensor, Tensor, Tensor]] = []
-    for _ in range(_MAX_ITERATIONS):
-        if float(gradient.abs().max()) <= tolerance:
-            break
-        direction = -_two_loops(gradient, history)
-        slope = _dot(direction, gradient)
-        uphill = slope >= 0
-        direction = torch.where(_wide(uphill), -gradient, direction)
-        slope = torch.where(uphill, -_dot(gradient, gradient), slope)
-        next_u, next_loss, next_gradient = _line_search(function, u, loss, direction, slope)
-        step, change = next_u - u, next_gradient - gradient
-        curvature = _dot(step, change)
-        # A pair without positive curvature (a member that has converged) is remembered as nothing.
-        inverse = torch.where(curvature > 0, 1 / torch.where(curvature > 0, curvature, torch.ones_like(curvature)), 0.0)
-        history = [*history[1 - _MEMORY :], (step, change, inverse)]
-        u, loss, gradient = next_u, next_loss, next_gradient
-    else:
-        raise ValueError(f"`penalty` must be large enough for the fit to settle; got none in {_MAX_ITERATIONS} steps")
-    return u
-
-
-def _two_loops(gradient: Tensor, history: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """The inverse curvature that the history describes, applied to a gradient (Nocedal 1980)."""
-    q, factors = gradient, []
-    for step, change, inverse in reversed(history):
-        factor = inverse * _dot(step, q)
-        factors.append(factor)
-        q = q - _wide(factor) * change
-    if history:
-        _, change, inverse = history[-1]
-        length = _dot(change, change)
-        known = (inverse > 0) & (length > 0)
-        gamma = torch.where(known, 1 / (torch.where(known, inverse * length, torch.ones_like(length))), 1.0)
-        q = _wide(gamma) * q
-    for (step, change, inverse), factor in zip(history, reversed(factors), strict=True):
-        q = q + _wide(factor - inverse * _dot(change, q)) * step
-    return q
-
-
-def _line_search(
-    function: Callable[[Tensor], tuple[Tensor, Tensor]], u: Tensor, loss: Tensor, direction: Tensor, slope: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Halve each member's step until its loss falls enough; a member that cannot fall stays where it is."""
-    length = torch.ones_like(loss)
-    for _ in range(_HALVINGS):
-        trial = u + _wide(length) * direction
-        trial_loss, trial_gradient = function(trial)
-        # The slack is the rounding of the loss itself, without which a converged member would halve for ever.
-        slack = 8 * torch.finfo(loss.dtype).eps * loss.abs()
-        enough = trial_loss <= loss + 1e-4 * length * slope + slack
-        if bool(enough.all()):
-            return trial, trial_loss, trial_gradient
-        length = torch.where(enough, length, length / 2)
-    return trial, trial_loss, trial_gradient
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(dim=(-2, -1))
-
-
-def _wide(value: Tensor) -> Tensor:
-    return value[..., None, None]

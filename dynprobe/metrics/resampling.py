@@ -11,6 +11,7 @@ from scipy.special import betaln, ndtri, stdtrit
 from torch import Tensor
 
 from dynprobe.metrics._arrays import Array, like
+from dynprobe.metrics._options import check_level
 from dynprobe.metrics.subspace import Subspace, mean_correlation
 
 _MAX_ELEMENTS = 2**24  # of one block of bootstrap values or means
@@ -54,7 +55,7 @@ def bootstrap_interval(
     >>> [float(end) for end in bootstrap_interval(np.array([2.0, 2.0, 2.0]))]
     [2.0, 2.0]
     """
-    _check_level(level)
+    check_level(level)
     if n_resamples < 1:
         raise ValueError(f"`n_resamples` must be at least 1; got {n_resamples}")
     data = _to_numpy(values)
@@ -110,7 +111,7 @@ def jackknife_interval(
     >>> tuple(float(end) for end in jackknife_interval(0.5, [0.5, 0.5, 0.5]))
     (0.5, 0.5)
     """
-    _check_level(level)
+    check_level(level)
     left_out, value = _to_numpy(leave_out_estimates), _to_numpy(estimate)
     g = left_out.shape[-1] if left_out.ndim else 0
     if g < 2 or not np.isfinite(left_out).all() or not np.isfinite(value).all():
@@ -197,7 +198,7 @@ def half_sample_interval(
     >>> half_sample_interval(0.5, [0.6, 0.6, 0.6])
     (0.5, 0.5)
     """
-    _check_level(level)
+    check_level(level)
     halves = _halves(estimate, half_sample_estimates)
     margin = float(stdtrit(len(halves) - 1, (1 + level) / 2) * halves.std(ddof=1))
     return estimate - margin, estimate + margin
@@ -274,7 +275,7 @@ def wilson_interval(successes: Array | int, n: Array | int, *, level: float = 0.
     >>> [round(float(end), 4) for end in wilson_interval(8, 10)]
     [0.4902, 0.9433]
     """
-    _check_level(level)
+    check_level(level)
     hits, trials = _to_numpy(successes), _to_numpy(n)
     if not ((trials >= 1) & (hits >= 0) & (hits <= trials) & np.isfinite(trials)).all():
         raise ValueError(f"`successes` must be between 0 and n, and n at least 1; got {successes} of {n}")
@@ -388,8 +389,3 @@ def _like(value: np.ndarray, *inputs: object) -> Array:
         if isinstance(given, Tensor):
             return torch.as_tensor(value, dtype=torch.float64, device=given.device)
     return value[()]
-
-
-def _check_level(level: float) -> None:
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"`level` must be a probability in (0, 1); got {level}")

@@ -4,6 +4,7 @@ Nothing here opens a run or a model: what a report says, the result says.
 """
 
 from dynprobe.report.drawing import draw
+from dynprobe.report.knowledge_tables import knowledge_tables
 from dynprobe.report.page import render_html
 from dynprobe.report.picture import Ink, Picture
 from dynprobe.report.pictures import pictures
@@ -15,6 +16,7 @@ __all__ = [
     "Picture",
     "TerminalTable",
     "draw",
+    "knowledge_tables",
     "pictures",
     "render_html",
     "terminal_tables",

@@ -17,7 +17,7 @@ def describe_lines(data: pd.DataFrame, *, x_name: str, value_label: str, referen
     value_label
         What is measured, with its unit.
     reference_kind
-        Which data the reference is the value of, such as ``"isotropic"``.
+        What the reference is the value of, such as ``"isotropic"`` data.
 
     Returns
     -------
@@ -36,7 +36,8 @@ def describe_lines(data: pd.DataFrame, *, x_name: str, value_label: str, referen
         sentences.append(f"Chance level: {format_range(chance)}.")
     reference = data["reference"].dropna()
     if len(reference):
-        sentences.append(f"{reference_kind.capitalize()} data of the same size: {format_range(reference)}.")
+        what = "Isotropic data of the same size" if reference_kind == "isotropic" else reference_kind.capitalize()
+        sentences.append(f"{what}: {format_range(reference)}.")
     return " ".join(sentences)
 
 

@@ -58,7 +58,7 @@ def draw(picture: Picture, *, titled: bool = True) -> Figure:
         With a canvas of its own, so ``figure.savefig("layers.pdf")`` works. Missing values are hatched.
     """
     height = LINES_HEIGHT if picture.kind == "lines" else heatmap_height(picture)
-    with _style():
+    with style():
         figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         (draw_lines if picture.kind == "lines" else draw_heatmap)(picture, figure)
@@ -70,7 +70,7 @@ def draw(picture: Picture, *, titled: bool = True) -> Figure:
 def svg_bytes(picture: Picture) -> bytes:
     """Draw a picture without its title as SVG; the same picture always gives the same bytes."""
     figure, buffer = draw(picture, titled=False), io.BytesIO()
-    with _style():
+    with style():
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
@@ -78,14 +78,14 @@ def svg_bytes(picture: Picture) -> bytes:
 def png_bytes(picture: Picture, *, dpi: int = 192) -> bytes:
     """Draw a picture with its title as PNG; 192 dots per inch is twice the resolution of a plain screen."""
     figure, buffer = draw(picture), io.BytesIO()
-    with _style():
+    with style():
         figure.set_dpi(dpi)
         FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """Matplotlib's defaults and ours on top, whatever the user has set; put back afterwards."""
     shipped: dict[Any, Any] = dict(mpl.rcParamsDefault.items())
     shipped.pop("backend", None)

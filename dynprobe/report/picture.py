@@ -50,7 +50,8 @@ class Picture:
     secondary
         True for a picture that a page may fold away.
     reference_kind
-        Which data of the same size the column ``reference`` is the value of: ``"isotropic"`` or any ``"reference"``.
+        What the column ``reference`` is the value of: ``"isotropic"`` data of the same size, a model of ``"random weights"``,
+        or any ``"reference"``.
     """
 
     key: str

@@ -4,11 +4,12 @@ from collections.abc import Iterable
 
 from dynprobe.report.curves import log_pictures
 from dynprobe.report.heatmaps import head_pictures, layer_step_pictures
+from dynprobe.report.knowledge_pictures import knowledge_pictures
 from dynprobe.report.layer_lines import layer_pictures, step_pictures
 from dynprobe.report.matrices import matrix_pictures
 from dynprobe.report.picture import Picture
 from dynprobe.report.readings import Readings, read
-from dynprobe.report.sections import SECTIONS, metric_order
+from dynprobe.report.sections import SECTIONS, metric_order, section_of
 from dynprobe.result import MetricInfo, Result
 
 
@@ -36,6 +37,9 @@ def pictures(result: Result) -> tuple[Picture, ...]:
 
 def _metric_pictures(readings: Readings, metric: str, info: MetricInfo) -> Iterable[Picture]:
     rows = readings.rows[readings.rows["metric"].eq(metric).fillna(value=False).astype(bool)]
+    if section_of(metric) == "knowledge":
+        yield from knowledge_pictures(rows, metric, info, readings)
+        return
     heads = rows["head"].notna()
     layers = rows["layer"].notna() & ~heads
     yield from step_pictures(rows[~layers & ~heads], metric, info, readings)

@@ -42,6 +42,12 @@ SECTIONS = (
         "How well a linear classifier on frozen hidden states answers a task, layer by layer.",
     ),
     Section(
+        "knowledge",
+        "Knowledge of other tasks",
+        "Whether training destroyed what pretraining knew: how well a linear classifier on frozen vectors answers tasks that "
+        "the model was not trained on. The dotted line marks the same architecture with random weights.",
+    ),
+    Section(
         "heads",
         "Attention heads",
         "Each head by itself at the last step. Darker means that the head changed more.",
@@ -70,7 +76,13 @@ _METRIC_SECTIONS = {
     "cls_std_mean": "isotropy",
     "cls_correlation": "isotropy",
     "probe_accuracy": "probes",
+    "knowledge_accuracy": "knowledge",
+    "knowledge_change": "knowledge",
+    "knowledge_difference": "knowledge",
+    "knowledge_selectivity": "knowledge",
+    "knowledge_by_layer": "knowledge",
 }
+_REFERENCES = {"isotropy": "isotropic", "knowledge": "random weights"}
 
 
 def section_of(metric: str) -> str:
@@ -85,14 +97,14 @@ def section_of(metric: str) -> str:
 
 
 def reference_kind(metric: str) -> str:
-    """Which data of the same size the column ``reference`` of a metric is the value of.
+    """What the column ``reference`` of a metric is the value of: data of the same size, or a model.
 
     Examples
     --------
     >>> reference_kind("isoscore"), reference_kind("my_metric")
     ('isotropic', 'reference')
     """
-    return "isotropic" if section_of(metric) == "isotropy" else "reference"
+    return _REFERENCES.get(section_of(metric), "reference")
 
 
 def metric_order(metric: str) -> tuple[int, str]:

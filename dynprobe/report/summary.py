@@ -11,6 +11,9 @@ from dynprobe.report.sections import low_means_change, metric_order, reference_k
 from dynprobe.report.wording import format_interval, format_number, format_range, short_label
 from dynprobe.result import MetricInfo
 
+# Said at the last and at the best layer by "knowledge_accuracy".
+_SUMMED_UP = frozenset({"knowledge_by_layer"})
+
 
 @dataclass(frozen=True)
 class SummaryRow:
@@ -38,7 +41,7 @@ def summary_rows(
     subjects
         Labels of the columns: runs, then pairs of runs.
     """
-    rows = readings.rows[readings.rows["head"].isna()]
+    rows = readings.rows[readings.rows["head"].isna() & ~readings.rows["metric"].isin(_SUMMED_UP)]
     found = []
     for metric in sorted(rows["metric"].dropna().unique(), key=metric_order):
         own = rows[rows["metric"].eq(metric).fillna(value=False).astype(bool)]

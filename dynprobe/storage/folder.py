@@ -2,8 +2,18 @@
 
 from pathlib import Path
 
-from dynprobe.errors import RunFormatError
-from dynprobe.storage.layout import MANIFEST, PROBES, SNAPSHOTS, probe_path, step_of
+from dynprobe.errors import RunFormatError, UsageError
+from dynprobe.storage.layout import (
+    MANIFEST,
+    PROBES,
+    SNAPSHOTS,
+    TASK_SPLITS,
+    is_task_name,
+    probe_path,
+    step_of,
+    task_part,
+    task_part_of,
+)
 
 OWN_FOLDERS = (PROBES, SNAPSHOTS)
 
@@ -35,3 +45,26 @@ def list_steps(path: Path) -> tuple[int, ...]:
     folder = path / SNAPSHOTS
     files = folder.iterdir() if folder.is_dir() else ()
     return tuple(sorted(step for step in map(step_of, files) if step is not None))
+
+
+def list_probe_tasks(path: Path) -> tuple[str, ...]:
+    """Names of the probe tasks that have the files of both their splits, in alphabetical order."""
+    folder = path / PROBES
+    files = [file.stem for file in folder.iterdir() if file.suffix == ".h5"] if folder.is_dir() else []
+    names = {part[0] for part in map(task_part_of, files) if part is not None}
+    return tuple(sorted(name for name in names if all(task_part(name, split) in files for split in TASK_SPLITS)))
+
+
+def require_task_name(name: str) -> None:
+    """Check that a probe task may have a name: files and arrays of a run are called by it.
+
+    Raises
+    ------
+    UsageError
+        When it may not.
+    """
+    if not is_task_name(name):
+        raise UsageError(
+            f"a probe task must be named by letters, digits, `_` and `-`, at most 58 of them and no `-` first; got {name!r}. "
+            "Rename it, or its file"
+        )

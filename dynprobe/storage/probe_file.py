@@ -70,6 +70,22 @@ def read_probe_set(path: Path, *, verify: bool = False) -> ProbeSet:
         return probe
 
 
+def read_labelled_set(path: Path, *, verify: bool = False) -> ProbeSet:
+    """As :func:`read_probe_set`, of a probe task, which has the class of each example.
+
+    Raises
+    ------
+    RunFormatError
+        Also when it has not.
+    """
+    probe = read_probe_set(path, verify=verify)
+    labels, n_names = probe.labels, len(probe.label_names or ())
+    is_index = labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu"
+    if labels is None or not is_index or labels.min() < 0 or (n_names and labels.max() >= n_names):
+        raise RunFormatError(f"{path}: the examples of a probe task must each have the index of a class as label")
+    return probe
+
+
 def _probe_set_in(file: FileReader) -> ProbeSet:
     arrays: dict[str, dict[str, np.ndarray]] = {"inputs": {}, "real": {}, "special": {}}
     for path in file.names:

@@ -16,6 +16,7 @@ from dynprobe.storage.reader import FileReader
 _SHAPES: tuple[tuple[str, int, str], ...] = (
     (r"main/\w+/(hidden_states|value_norms)/\d+", 2, "f"),
     (r"main/\w+/pooled/\w+/\d+", 2, "f"),
+    (r"[\w-]+\.(train|test)/(random-)?\w+/pooled/\w+/\d+", 2, "f"),
     (r"main/\w+/\w+_attention/\d+", 1, "f"),
     (r"main/\w+/index/hidden_rows", 2, "iu"),
     (r"main/\w+/index/attention_examples", 1, "iu"),
@@ -70,6 +71,32 @@ def require_inside(rows: np.ndarray, path: Path, stack: str) -> np.ndarray:
     return rows
 
 
+def require_examples(vectors: np.ndarray, path: Path, probe: str) -> np.ndarray:
+    """Vectors of a snapshot that must be as many as the probe set of its run has examples.
+
+    Parameters
+    ----------
+    vectors
+        One row per example.
+    path
+        The snapshot file.
+    probe
+        Name of the probe set.
+
+    Raises
+    ------
+    RunFormatError
+        When they are more or fewer, or there is no such probe set.
+    """
+    file = probe_path(run_of(path), probe)
+    n_examples = _limits(file, file.stat().st_mtime_ns).get("", (0,))[0] if file.is_file() else 0
+    if len(vectors) != n_examples:
+        raise RunFormatError(
+            f"{path}: must hold one vector for each of the {n_examples} examples of {file.name}; got {len(vectors)}"
+        )
+    return vectors
+
+
 def require_offsets(offsets: np.ndarray, n_rows: int, path: Path) -> np.ndarray:
     """First rows of the examples, which must ascend from 0 to the number of rows.
 
@@ -91,7 +118,7 @@ def _require(file: FileReader, name: str, n_axes: int, kinds: str) -> None:
         )
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _limits(probe: Path, _mtime: int) -> Mapping[str, tuple[int, ...]]:
     """Number of examples and of positions of each stack; under the empty name those of a stack without masks."""
     with FileReader(probe) as file:

@@ -1,6 +1,6 @@
 """Checking every byte of a run directory against the checksums stored when it was written."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,20 +104,20 @@ def require_intact_records(path: Path) -> None:
 
 
 def _check_arrays(path: Path, ledger: Ledger | None) -> Iterator[FileCheck]:
-    fingerprints: list[str | None] = []
+    fingerprints: dict[str, str | None] = {}
     for file in _files(path / PROBES):
         if not is_probe_name(file):
             yield FileCheck(file, (_FOREIGN,))
             continue
         check, fingerprint = _check_probe_set(file, ledger)
-        fingerprints.append(fingerprint)
+        fingerprints[file.stem] = fingerprint
         yield check
     missing = {check.path: check for check in _missing(path, ledger)}
     if not probe_path(path).exists():
         missing[probe_path(path)] = FileCheck(
             probe_path(path), ("is missing; the run cannot be analysed without its probe set",)
         )
-    known = [fingerprint for fingerprint in fingerprints if fingerprint is not None]
+    known = {name: fingerprint for name, fingerprint in fingerprints.items() if fingerprint is not None}
     for file in _files(path / SNAPSHOTS):
         step = step_of(file)
         yield FileCheck(file, (_FOREIGN,)) if step is None else _check_snapshot(file, step, known, ledger)
@@ -198,7 +198,7 @@ def _check_probe_set(file: Path, ledger: Ledger | None) -> tuple[FileCheck, str 
     return FileCheck(file, tuple(problems), n_arrays, remarks), fingerprint
 
 
-def _check_snapshot(file: Path, step: int, fingerprints: list[str], ledger: Ledger | None) -> FileCheck:
+def _check_snapshot(file: Path, step: int, fingerprints: Mapping[str, str], ledger: Ledger | None) -> FileCheck:
     try:
         problems, remarks, n_arrays = _array_problems(file, ledger)
         if problems:
@@ -211,6 +211,10 @@ def _check_snapshot(file: Path, step: int, fingerprints: list[str], ledger: Ledg
         problems.append(f"must be a snapshot; got {meta.get('kind')!r:.40}")
     if meta.get("step") != step:
         problems.append(f"holds step {meta.get('step')!r:.40}, not the one in its name")
-    if meta.get("probe_fingerprint") not in fingerprints:
+    if meta.get("probe_fingerprint") not in fingerprints.values():
         problems.append("was measured on a probe set that is not in this run")
+    parts = meta.get("task_fingerprints", {})
+    for part, fingerprint in parts.items() if isinstance(parts, dict) else ():
+        if fingerprints.get(part) != fingerprint:
+            problems.append(f"was measured on examples of the probe task {part!r:.80} that are not in this run")
     return FileCheck(file, tuple(problems), n_arrays, remarks)

@@ -1,10 +1,12 @@
-"""Labelled tasks: the shipped ones, the user's files, data sets in memory; with splits that share no text."""
+"""Labelled tasks: shipped, of packages, of GLUE, the user's files, data sets in memory; with splits that share no text."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dynprobe.tasks.encoding import encode
 from dynprobe.tasks.load import load_task, read_texts, task_from_dataset
+from dynprobe.tasks.packaged import packaged_tasks
+from dynprobe.tasks.probing import probe_task, probed_part
 from dynprobe.tasks.shipped import shipped_license, shipped_tasks
 from dynprobe.tasks.task import Split, Task
 
@@ -18,6 +20,9 @@ __all__ = [
     "baselines",
     "encode",
     "load_task",
+    "packaged_tasks",
+    "probe_task",
+    "probed_part",
     "read_texts",
     "shipped_license",
     "shipped_tasks",

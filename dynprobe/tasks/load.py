@@ -10,6 +10,8 @@ import numpy as np
 from dynprobe.errors import TaskDataError
 from dynprobe.tasks.columns import encode_labels, find_label, find_texts, label_values, text_rows
 from dynprobe.tasks.files import KINDS, Table, file_kind, read_table
+from dynprobe.tasks.glue import PREFIX, glue_splits, halved
+from dynprobe.tasks.packaged import load_packaged, packaged_tasks
 from dynprobe.tasks.shipped import DESCRIPTIONS, SOURCE, shipped_file
 from dynprobe.tasks.task import SPLIT_NAMES, Split, Task, text_hash
 
@@ -33,13 +35,15 @@ def load_task(
     label: str | None = None,
     split: str | None = None,
 ) -> Task:
-    """Load a shipped task by name, or a task from the user's own file or folder.
+    """Load a task by name, or from the user's own file or folder.
 
     Parameters
     ----------
     name_or_path
-        A name of :func:`shipped_tasks`; or a CSV, TSV, JSON Lines or Parquet file (``.gz`` allowed); or a folder with
-        such files named train, validation (valid, val, dev) and test. A name wins over a file: write ``./wic`` for yours.
+        A name of :func:`shipped_tasks`; one of :func:`packaged_tasks`, whose package must be installed; ``glue/rte`` and so
+        on, through the `datasets` library, the validation split halved into validation and test; or a CSV, TSV, JSON Lines or
+        Parquet file (``.gz`` allowed); or a folder with such files named train, validation (valid, val, dev) and test. A name
+        wins over a file: write ``./wic`` for yours.
     text
         Column with the texts, or two columns for pairs; without it the usual names are tried.
     label
@@ -58,8 +62,8 @@ def load_task(
     Raises
     ------
     TaskDataError
-        When the file cannot be read, a column is missing, a cell is empty, there is one class only, or there are too
-        few rows to split.
+        When the file cannot be read, a column is missing, a cell is empty, there is one class only, there are too few rows
+        to split, or what a name needs is not installed.
 
     Examples
     --------
@@ -68,13 +72,17 @@ def load_task(
     """
     if str(name_or_path) in DESCRIPTIONS:
         return _shipped(str(name_or_path))
+    if str(name_or_path) in packaged_tasks():
+        return load_packaged(str(name_or_path))
+    if str(name_or_path).startswith(PREFIX):
+        return _glue(str(name_or_path))
     path = Path(name_or_path)
     if path.is_dir():
         return _build(path.name, _folder_tables(path), text=text, label=label, source=str(path))
     if not path.exists():
         raise TaskDataError(
-            f"`name_or_path` must be a shipped task ({', '.join(DESCRIPTIONS)}), a file or a folder; "
-            f"got `{name_or_path}`, which does not exist"
+            f"`name_or_path` must be a shipped task ({', '.join(DESCRIPTIONS)}), one from a package "
+            f"({', '.join(packaged_tasks())}), {PREFIX}NAME, a file or a folder; got `{name_or_path}`, which does not exist"
         )
     tables = _by_split_column(read_table(path), split)
     return _build(path.name.split(".")[0], tables, text=text, label=label, source=str(path))
@@ -159,6 +167,11 @@ def _shipped(name: str) -> Task:
     table = replace(read_table(shipped_file(f"{name}.csv.gz")), where=name)
     task = _build(name, _by_split_column(table, "split"), text=None, label="label", source=SOURCE)
     return replace(task, description=DESCRIPTIONS[name])
+
+
+def _glue(name: str) -> Task:
+    task = task_from_dataset(glue_splits(name), name=name)
+    return replace(task, splits=halved(task["train"], task["validation"]))
 
 
 def _folder_tables(folder: Path) -> dict[str, Table]:

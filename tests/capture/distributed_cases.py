@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from dynprobe import CaptureSettings, DynprobeCallback, ProbeSet, Recorder
+from dynprobe.probe_task import ProbeTask
 from dynprobe.storage.writer import FileWriter
 
 N_STEPS = 4
@@ -38,7 +39,7 @@ def sharded() -> Any:
 def probe_set() -> ProbeSet:
     rng = np.random.default_rng(0)
     ids = [rng.integers(5, 100, size=n) for n in rng.integers(3, 20, size=20)]
-    return ProbeSet.from_features([{"input_ids": row} for row in ids], batch_size=4)
+    return ProbeSet.from_features([{"input_ids": row} for row in ids], labels=np.arange(20) % 3, batch_size=4)
 
 
 def digest(model: nn.Module) -> str:
@@ -123,6 +124,8 @@ def run_case(case: str, folder: Path) -> dict[str, Any]:
         (path / "notes.txt").touch()
     elif case == "other_probe" and rank == 1:
         options["settings"] = CaptureSettings(hidden=7)
+    elif case.endswith("tasks"):
+        options["probe_tasks"] = {"own": ProbeTask(probe_set(), probe_set())}
     capture = Capture(model, path, **options) if "plain" not in case else None
     start = whole_weights(model)
     train(model, capture or (lambda step: None))

@@ -14,9 +14,13 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from dynprobe.capture.guard import undisturbed, unwrapped
 from dynprobe.capture.recorder import Recorder
+from dynprobe.capture.settings import CaptureSettings
 from dynprobe.probe_set import ProbeSet
+from dynprobe.probe_task import ProbeTask
+from dynprobe.run import open_run
 
 PROBE_SIZE = 12
+LIGHT = CaptureSettings(hidden="none", attention=4, weights=False)
 
 
 def probe_set(n: int = PROBE_SIZE) -> ProbeSet:
@@ -137,6 +141,18 @@ def test_training_ends_with_the_same_bits(
         captured = train(model, lambda step: recorder.snapshot(100 + step), autocast=autocast, accumulate=accumulate)
     assert captured == plain
     assert len(recorder.steps) == 13
+
+
+def test_probe_tasks_and_a_random_encoder_change_no_bit(tmp_path: Path) -> None:
+    tasks = {name: ProbeTask(probe_set(n), probe_set(5)) for name, n in (("one", 7), ("two", 9))}
+    plain = train(frozen_classifier(), lambda step: None, autocast=True)
+    model = frozen_classifier()
+    with Recorder(model, probe_set(), tmp_path / "run", settings=LIGHT, probe_tasks=tasks) as recorder:
+        captured = train(model, lambda step: recorder.snapshot(100 + step), autocast=True)
+    assert captured == plain
+    run = open_run(tmp_path / "run")
+    assert [snapshot.pooled("mean", 2, probe="two.train").shape for snapshot in run] == [(9, 32)] * 13
+    assert run.random_encoder("one", "test", "first", 2) is not None
 
 
 def test_a_careless_probe_does_change_the_training() -> None:

@@ -22,7 +22,9 @@ pytestmark = pytest.mark.slow
 
 # On the loopback, at a free port.
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-CASES = ("plain", "ok", "disk", "nan", "overflow", "on_snapshot", "there", "other_probe", "ddp_plain", "ddp")
+CASES = (
+    "plain", "ok", "tasks", "disk", "nan", "overflow", "on_snapshot", "there", "other_probe", "ddp_plain", "ddp", "ddp_tasks",
+)  # fmt: skip
 N_STEPS = 4
 HEARD = "CaptureError: another process of this training could not go on"
 
@@ -45,7 +47,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]
 
 @pytest.mark.parametrize("case", [case for case in CASES if "plain" not in case] + ["trainer"])
 def test_no_bit_changes_on_any_process_and_only_the_first_writes(case: str, ended: Any) -> None:
-    plain = {"ddp": "ddp_plain", "trainer": "trainer_plain"}.get(case, "plain")
+    plain = {"ddp": "ddp_plain", "ddp_tasks": "ddp_plain", "trainer": "trainer_plain"}.get(case, "plain")
     for rank, of_rank in enumerate(ended[0]):
         assert of_rank[case]["digest"] == of_rank[plain]["digest"], f"process {rank}"
     assert ended[0][1][case]["files"] == []
@@ -64,6 +66,17 @@ def test_a_sharded_model_is_measured_by_all(ended: Any) -> None:
     wide = open_run(folder / "overflow-0")
     assert wide.steps == tuple(range(N_STEPS + 1))
     assert wide[4].hidden_states(2).dtype == np.float32, "the pass was repeated, by both"
+
+
+def test_probe_tasks_are_measured_by_all_as_well(ended: Any) -> None:
+    sharded, whole = (open_run(ended[1] / f"{case}-0") for case in ("tasks", "ddp_tasks"))
+    assert ended[0][0]["tasks"]["error"] == ended[0][1]["tasks"]["error"] == ""
+    assert sharded.steps == whole.steps == tuple(range(N_STEPS + 1))
+    of_both = [run[0].pooled("mean", 2, probe="own.train") for run in (sharded, whole)]
+    assert np.array_equal(*of_both)
+    assert whole.random_encoder("own", "train", "mean", 2) is not None
+    assert sharded.random_encoder("own", "train", "mean", 2) is None
+    assert "A random encoder, the baseline for probes, was not measured: the model is sharded." in sharded.notes
 
 
 def test_weights_that_are_sharded_moved_as_far_as_whole_ones(ended: Any) -> None:

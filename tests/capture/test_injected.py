@@ -15,6 +15,7 @@ from dynprobe.capture.callback import DynprobeCallback
 from dynprobe.capture.inject import OPTIONS, STATUS, InjectedOptions
 from dynprobe.capture.injected import InjectedCallback, attach_from_environment
 from dynprobe.capture.news import report, run_names
+from dynprobe.errors import CaptureError
 from dynprobe.run import open_run
 
 Make = Callable[..., Trainer]
@@ -75,6 +76,32 @@ def test_texts_as_the_probe_set_of_a_trainer(
     attach_from_environment(trainer)
     trainer.train()
     assert open_run(tmp_path / "run").probe_set.n_examples == 2
+
+
+def tasks_as_json(tmp_path: Path) -> str:
+    """One probe task, as the command line hands it over."""
+    split = {"texts": [["a cat"], ["the dog"], ["that is it"]], "labels": [0, 1, 1]}
+    file = tmp_path / "tasks.json"
+    file.write_text(json.dumps({"own": {"label_names": ["no", "yes"], "train": split, "test": split}}))
+    return str(file)
+
+
+def test_probe_tasks_beside_the_probe_set_of_a_trainer(
+    make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved_model: Path, a_new_program: Path
+) -> None:
+    tasks = tasks_as_json(tmp_path)
+    options(monkeypatch, tmp_path / "run", probe_tasks=tasks, tokenizer=str(saved_model))
+    trainer = make_trainer(max_steps=1)
+    attach_from_environment(trainer)
+    trainer.train()
+    run = open_run(tmp_path / "run")
+    assert run.probe_set.origin == "evaluation data of the trainer"
+    assert run.probe_task("own", "train").label_names == ("no", "yes")
+    assert run[1].pooled("first", 2, probe="own.test").shape == (3, 32)
+    assert run.random_encoder("own", "test", "first", 2) is not None
+    options(monkeypatch, tmp_path / "other", probe_tasks=tasks)
+    with pytest.raises(CaptureError, match="the texts of --probe and --probe-task must be tokenised as in the program"):
+        attach_from_environment(make_trainer(max_steps=1))
 
 
 def test_several_trainings_make_several_runs(make_trainer: Make, tmp_path: Path) -> None:

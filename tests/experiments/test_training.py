@@ -32,7 +32,8 @@ def quiet(done: int, total: int) -> None:
 def test_trainings_with_the_same_seed_are_paired(saved_model: Path, task: Task, tmp_path: Path) -> None:
     runs = {}
     for name in ("standard", "rdrop"):
-        scores = train_with_capture(task, recipe(saved_model, methods=((name, {}),)), tmp_path / name, on_step=quiet)
+        asked = recipe(saved_model, methods=((name, {}),))
+        scores = train_with_capture(task, asked, tmp_path / name, on_step=quiet).scores
         runs[name] = open_run(tmp_path / name)
         assert {"eval_accuracy", "eval_loss", "test_accuracy", "test_loss", "kept_step"} == scores.keys()
         last = runs[name].scalars[-1]
@@ -47,8 +48,8 @@ def test_trainings_with_the_same_seed_are_paired(saved_model: Path, task: Task, 
 
 
 def test_an_interrupted_training_goes_on_to_the_same_end(saved_model: Path, task: Task, tmp_path: Path) -> None:
-    own = {"settings": None, "on_step": quiet}
-    whole = train_with_capture(task, recipe(saved_model), tmp_path / "whole", checkpoints=tmp_path / "w", **own)
+    own = {"on_step": quiet}
+    whole = train_with_capture(task, recipe(saved_model), tmp_path / "whole", checkpoints=tmp_path / "w", **own).scores
     assert not (tmp_path / "w").exists(), "nothing is left when it is over"
 
     def interrupt(done: int, total: int) -> None:
@@ -61,7 +62,7 @@ def test_an_interrupted_training_goes_on_to_the_same_end(saved_model: Path, task
     assert (folder / "checkpoint-2").is_dir()
     again = train_with_capture(
         task, recipe(saved_model), tmp_path / "run", checkpoints=folder, existing="resume", on_step=quiet
-    )
+    ).scores
     assert again == whole
     a, b = open_run(tmp_path / "whole"), open_run(tmp_path / "run")
     assert a.steps == b.steps == (0, 1, 2, 3, 4)
@@ -70,7 +71,7 @@ def test_an_interrupted_training_goes_on_to_the_same_end(saved_model: Path, task
 
 def test_early_stopping_keeps_the_best_weights(saved_model: Path, task: Task, tmp_path: Path) -> None:
     asked = recipe(saved_model, patience=1, n_evaluations=4)
-    scores = train_with_capture(task, asked, tmp_path / "run", save_model=tmp_path / "tuned", on_step=quiet)
+    scores = train_with_capture(task, asked, tmp_path / "run", save_model=tmp_path / "tuned", on_step=quiet).scores
     evaluations = [
         record for record in open_run(tmp_path / "run").scalars if "eval_accuracy" in record and "final" not in record
     ]

@@ -125,7 +125,7 @@ def test_hard_cases_settle(name: str, penalty: float) -> None:
 
 
 def test_a_fit_that_does_not_settle_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynprobe.metrics.probes._MAX_ITERATIONS", 2)
+    monkeypatch.setattr("dynprobe.metrics._lbfgs._MAX_ITERATIONS", 2)
     with pytest.raises(ValueError, match="`penalty` must be large enough for the fit to settle; got none in 2 steps"):
         fit_linear_probe(*task(0, 60, 5, 3))
 

@@ -5,6 +5,7 @@ import os
 import resource
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from dynprobe.errors import RunFormatError
 from dynprobe.run import Snapshot, open_run
 from dynprobe.storage.directory import read_manifest
 from dynprobe.storage.layout import LEDGER, MANIFEST, SCALARS, probe_path, snapshot_path
+from dynprobe.storage.probe_file import write_probe_set
 from dynprobe.storage.verify import verify_run
 from dynprobe.storage.writer import FileWriter
 
@@ -145,6 +147,8 @@ F4, F2, I4 = np.ones((2, 2), "f4"), np.ones((7, 4), "f2"), np.zeros((7, 2), "i4"
         ),
         ({"main/model/hidden_states/0": I4}, "must hold floating-point numbers on 2 axis.*; got int32 of shape"),
         ({"main/model/pooled/first/0": F2[None]}, "must hold floating-point numbers on 2 axis"),
+        ({"own.train/model/pooled/first/0": F2[0]}, "must hold floating-point numbers on 2 axis"),
+        ({"own.test/random-model/pooled/mean/3": I4}, "`own.test/random-model/pooled/mean/3` must hold floating-point"),
         ({"main/model/self_attention/1": F2}, "must hold floating-point numbers on 1 axis"),
         ({"main/model/value_norms/1": F2[0]}, "must hold floating-point numbers on 2 axis"),
         ({"main/model/index/hidden_rows": F2}, "must hold integers on 2 axis"),
@@ -185,6 +189,41 @@ def snapshot(run, arrays, **facts):
         for name, array in arrays.items():
             file.write(name, array, **(facts if "attention/" in name else {}))
     return open_run(run)[10]
+
+
+def test_vectors_of_a_probe_task_that_the_run_has_not(run):
+    found = snapshot(run, {"own.train/model/pooled/first/0": F2, "own.test/model/pooled/first/0": F2[:2]})
+    with pytest.raises(RunFormatError, match=r"one vector for each of the 0 examples of own\.train\.h5; got 7"):
+        found.pooled("first", 0, probe="own.train")
+    os.mkfifo(probe_path(run, "own.test"))
+    with pytest.raises(RunFormatError, match=r"each of the 0 examples of own\.test\.h5; got 2"):
+        found.pooled("first", 0, probe="own.test")
+
+
+@pytest.mark.parametrize(
+    "labels", [None, np.array([0.5, 1.5]), np.array([-1, 0]), np.array([0, 2]), np.array([[0], [1]])]
+)
+def test_a_probe_task_without_classes(run, probe, labels):
+    for split in ("train", "test"):
+        write_probe_set(probe_path(run, f"own.{split}"), replace(probe, labels=labels))
+    opened = open_run(run)
+    assert opened.probe_tasks == ("own",)
+    with pytest.raises(RunFormatError, match=r"own\.test\.h5: the examples of a probe task must each have the index"):
+        opened.probe_task("own", "test")
+
+
+def test_a_probe_task_that_leads_out_of_the_run(run, tmp_path, probe):
+    write_probe_set(tmp_path / "elsewhere.h5", probe)
+    for split in ("train", "test"):
+        probe_path(run, f"own.{split}").symlink_to(tmp_path / "elsewhere.h5")
+    with pytest.raises(RunFormatError, match="must be an ordinary file; got a symbolic link"):
+        open_run(run).probe_task("own", "train")
+
+
+def test_names_that_are_no_probe_task(run, probe):
+    for name in ("own", "own.train", "a.b.train", "a.b.test", ".train", "-a.train", "-a.test", "own.dev"):
+        write_probe_set(probe_path(run, name), probe) if name[0] not in ".-" else probe_path(run, name).touch()
+    assert open_run(run).probe_tasks == ()
 
 
 @pytest.mark.parametrize(

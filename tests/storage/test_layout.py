@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynprobe.storage.layout import is_probe_name, is_safe_name, is_temporary, snapshot_path, step_of, temporary_path
+from dynprobe.storage.layout import (
+    is_probe_name,
+    is_safe_name,
+    is_task_name,
+    is_temporary,
+    probe_path,
+    snapshot_path,
+    step_of,
+    task_name_of,
+    task_part,
+    task_part_of,
+    temporary_path,
+)
 
 
 @given(st.integers(0, 10**12 - 1))
@@ -41,3 +53,20 @@ def test_only_own_temporary_names_are_temporary():
     assert not any(
         is_temporary(Path(name)) for name in ("notes.tmp", "thesis.tex.12.tmp", "main.h5.tmp", "main.h5.x.tmp")
     )
+
+
+def test_names_of_probe_tasks():
+    for name in ("wic", "_", "0", "a-b_C", "x" * 58):
+        assert is_task_name(name)
+        assert task_name_of(name) == name
+        for split in ("train", "test"):
+            part = task_part(name, split)
+            assert is_safe_name(part)
+            assert task_part_of(part) == (name, split)
+            assert is_probe_name(probe_path(Path("run"), part))
+    for name in ("", "-a", "a.b", "a/b", "..", "a b", "é", "x" * 59, "a\n", "main.train"):
+        assert not is_task_name(name)
+        assert is_task_name(task_name_of(name))
+    assert [task_part_of(name) for name in ("main", "wic", "wic.dev", "a.b.train", ".train", "wic.train\n")] == [
+        None
+    ] * 6

@@ -253,7 +253,8 @@ def test_columns_that_are_not_there_are_refused(arguments, message, tmp_path):
 
 
 def test_unknown_name_lists_the_shipped_tasks():
-    with pytest.raises(TaskDataError, match=r"\(hyp, shift, supersense, wic\), a file or a folder; got `mrpc`"):
+    known = r"\(hyp, shift, supersense, wic\), one from a package \(mr, r8, subj\), glue/NAME, a file or a folder"
+    with pytest.raises(TaskDataError, match=rf"{known}; got `mrpc`"):
         load_task("mrpc")
 
 

@@ -1,0 +1,189 @@
+"""Run the cells of an experiment side by side, resumably, compare what they leave, and bring the results together."""
+
+import json
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import joblib
+
+from dynprobe.capture.manifest import versions
+from dynprobe.errors import DynprobeError, UsageError
+from dynprobe.experiments.cell_work import RESULT, read_json, run_cell
+from dynprobe.experiments.checks import require_usable
+from dynprobe.experiments.comparisons import comparisons_of
+from dynprobe.experiments.experiment import Cell, Experiment
+from dynprobe.experiments.pair_work import run_comparison
+from dynprobe.storage.claim import claim
+
+RESULTS = "results.jsonl"
+FAILED = "failed.txt"
+_CELLS, _PAIRS = "cells", "pairs"
+
+Progress = Callable[[int, int, str], None]
+
+
+def run_experiment(
+    experiment: Experiment, folder: Path, *, n_jobs: int = 1, progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """Run every cell that is not there yet, compare what they leave, and write ``results.jsonl``.
+
+    Parameters
+    ----------
+    experiment
+        What to run.
+    folder
+        Folder of the experiment: made where it is missing, gone on with where it is there. A cell whose setup was changed is
+        run again, and so are its comparisons; what an earlier setup left stays beside it and is not read.
+    n_jobs
+        Cells at a time, each in a process with one thread of torch; 1 runs them in this process with all threads.
+    progress
+        Called with (cells and comparisons done, all of them, name of the last).
+
+    Returns
+    -------
+    list of dict
+        One per cell, in the order of the file, as :func:`~dynprobe.experiments.cell_work.run_cell`; then one per comparison, as
+        :func:`~dynprobe.experiments.pair_work.run_comparison`. :func:`cells_of` and :func:`pairs_of` tell them apart.
+
+    Raises
+    ------
+    UsageError
+        When another process works in the folder, or a model or task is not there.
+    DynprobeError
+        When a cell failed, after all others have been run; ``failed.txt`` in its folder says how.
+    """
+    if n_jobs < 1:
+        raise UsageError(f"the number of jobs must be at least 1; got {n_jobs}")
+    require_usable(experiment)
+    folder.mkdir(parents=True, exist_ok=True)
+    with claim(folder):
+        trainings, comparisons = _trainings(experiment, folder), _comparisons(experiment, folder)
+        show = progress or _silent
+        jobs = [*trainings, *comparisons]
+        n_done = sum(job.is_done for job in jobs)
+        show(n_done, len(jobs), experiment.name)
+        for together in (trainings, comparisons):  # what is compared must be there
+            failures = []
+            for job, failure in _run([job for job in together if not job.is_done], n_jobs):
+                n_done += 1
+                show(n_done, len(jobs), job.label)
+                failures += [f"{job.label}: {failure} (see {job.folder / FAILED})"] if failure else []
+            if failures:
+                raise DynprobeError(
+                    f"{folder}: every cell must end; {len(failures)} of {len(together)} failed. {failures[0]}. "
+                    "The others are kept: the same command goes on from them"
+                )
+        results = collect(experiment, folder)
+        write_results(folder / RESULTS, results)
+    return results
+
+
+def collect(experiment: Experiment, folder: Path) -> list[dict[str, Any]]:
+    """The results of all cells and comparisons.
+
+    Raises
+    ------
+    DynprobeError
+        When some are not there: the experiment is not finished.
+    """
+    jobs = [*_trainings(experiment, folder), *_comparisons(experiment, folder)]
+    missing = [job for job in jobs if not job.is_done]
+    if missing:
+        raise DynprobeError(
+            f"{folder}: the experiment is not finished: {len(missing)} of {len(jobs)} cells are missing, the first is "
+            f"{missing[0].label}. Run it again to go on"
+        )
+    return [read_json(job.folder / RESULT) for job in jobs]
+
+
+def cells_of(results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The results of trainings."""
+    return [result for result in results if "pair" not in result]
+
+
+def pairs_of(results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The results of comparisons."""
+    return [result for result in results if "pair" in result]
+
+
+def cell_folder(folder: Path, cell: Cell) -> Path:
+    """Where a cell of an experiment works and leaves its result."""
+    return folder / _CELLS / cell.key
+
+
+def write_results(path: Path, results: Iterable[dict[str, Any]]) -> None:
+    """Write results, one line of JSON each, with the versions of the libraries that made them."""
+    lines = [json.dumps({"versions": versions(), **result}) for result in results]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Read what :func:`write_results` wrote.
+
+    Raises
+    ------
+    DynprobeError
+        When the file is missing or damaged.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise DynprobeError(f"{path}: must be the results of an experiment, one line of JSON each; {error}") from error
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Something to do once, that leaves its result in a folder of its own."""
+
+    label: str
+    folder: Path
+    work: Callable[..., Any]
+
+    @property
+    def is_done(self) -> bool:
+        return (self.folder / RESULT).is_file()
+
+
+def _trainings(experiment: Experiment, folder: Path) -> list[_Job]:
+    places = [(cell, cell_folder(folder, cell)) for cell in experiment.cells]
+    return [_Job(cell.label, place, partial(run_cell, cell, place)) for cell, place in places]
+
+
+def _comparisons(experiment: Experiment, folder: Path) -> list[_Job]:
+    jobs = []
+    for asked in comparisons_of(experiment):
+        place, cells = folder / _PAIRS / asked.key, (cell_folder(folder, asked.a), cell_folder(folder, asked.b))
+        jobs.append(_Job(asked.label, place, partial(run_comparison, asked, place, cells)))
+    return jobs
+
+
+def _run(jobs: list[_Job], n_jobs: int) -> Iterable[tuple[_Job, str]]:
+    if n_jobs == 1:
+        return ((job, _attempt(job, None)) for job in jobs)
+    calls = (joblib.delayed(_attempted)(job) for job in jobs)
+    found: Iterable[tuple[_Job, str]] = joblib.Parallel(n_jobs, return_as="generator_unordered")(calls)
+    return found
+
+
+def _attempted(job: _Job) -> tuple[_Job, str]:
+    return job, _attempt(job, 1)
+
+
+def _attempt(job: _Job, n_threads: int | None) -> str:
+    """What went wrong, or nothing: one cell that fails must not end the hours of work of the others."""
+    try:
+        job.work(n_threads=n_threads)
+    except Exception as error:  # noqa: BLE001 - the wall between one cell and all others
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / FAILED).write_text(traceback.format_exc(), encoding="utf-8")
+        return f"{type(error).__name__}: {error}"
+    (job.folder / FAILED).unlink(missing_ok=True)
+    return ""
+
+
+def _silent(done: int, total: int, label: str) -> None:
+    """Show nothing."""

@@ -1,0 +1,115 @@
+"""How stable a training is over seeds: which runs never fitted their examples, and how long its steps were."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dynprobe.experiments.grid import cells_of
+from dynprobe.experiments.tables import last_stages, score_frame
+from dynprobe.finetune import bias_correction_ratio
+
+# A run whose last training loss is above this share of ln C, the loss of guessing among C classes, never fitted.
+NEAR_GUESSING = 0.9
+_LAST, _FIRST = 0.25, 0.5  # shares of the training
+
+
+def trial_frame(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per cell: scores of its last training, and how its training loss went.
+
+    Parameters
+    ----------
+    results
+        Of :func:`~dynprobe.experiments.grid.run_experiment`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As :func:`~dynprobe.experiments.tables.score_frame`, with ``final_loss`` and ``early_loss`` (mean training loss of the
+        last quarter and of the first half of the steps; infinite where it was not finite), ``guessing`` (ln C), ``fitted``
+        (whether the final loss is at most nine tenths of that) and ``paired`` (whether a seed means what it means in a single
+        training: not so after an earlier stage).
+    """
+    frame = last_stages(score_frame(results))
+    cells = {(cell["model"], cell["arm"], cell["seed"]): cell["stages"] for cell in cells_of(results)}
+    stages = [cells[row.model, row.arm, row.seed] for row in frame.itertuples()]
+    frame["final_loss"] = [mean_loss(own[-1], 1 - _LAST, 1.0) for own in stages]
+    frame["early_loss"] = [mean_loss(own[-1], 0.0, _FIRST) for own in stages]
+    frame["guessing"] = [math.log(own[-1]["n_classes"]) for own in stages]
+    frame["fitted"] = frame["final_loss"] <= NEAR_GUESSING * frame["guessing"]
+    frame["paired"] = [len(own) == 1 for own in stages]
+    return frame
+
+
+def mean_loss(stage: Mapping[str, Any], since: float, until: float) -> float:
+    """Mean training loss over a part of a training.
+
+    Parameters
+    ----------
+    stage
+        A training, of a cell's ``stages``.
+    since, until
+        Shares of its steps, 0 to 1; the loss logged at a step is of the steps up to it.
+
+    Returns
+    -------
+    float
+        Infinite where a loss was not finite; NaN where none was logged.
+
+    Examples
+    --------
+    >>> stage = {"setup": {"max_steps": 4}, "training": {"step": [1, 2, 3, 4], "loss": [4.0, 3.0, 2.0, 1.0]}}
+    >>> mean_loss(stage, 0.5, 1.0)
+    1.5
+    """
+    steps = stage["setup"]["max_steps"]
+    logged = zip(stage["training"]["step"], stage["training"]["loss"], strict=True)
+    kept = [math.inf if loss is None else loss for step, loss in logged if since * steps < step <= until * steps]
+    return float(np.mean(kept)) if kept else math.nan
+
+
+def scheduled_rates(setup: Mapping[str, Any]) -> np.ndarray:
+    """Learning rate of each step: from 0 up over the warm-up, then down to 0.
+
+    Parameters
+    ----------
+    setup
+        Of a training of the results.
+
+    Returns
+    -------
+    ndarray
+        (max_steps,).
+
+    Examples
+    --------
+    >>> scheduled_rates({"max_steps": 4, "warmup_ratio": 0.5, "learning_rate": 1.0}).tolist()
+    [0.0, 0.5, 1.0, 0.5]
+    """
+    n = setup["max_steps"]
+    warm = round(setup["warmup_ratio"] * n)
+    steps = np.arange(n, dtype=float)
+    up, down = steps / max(1, warm), (n - steps) / max(1, n - warm)
+    return np.asarray(setup["learning_rate"] * np.where(steps < warm, up, down))
+
+
+def mean_ratio(setup: Mapping[str, Any]) -> float:
+    """How many times longer BERTAdam's steps are over a whole training: the mean of r(t), weighted by the learning rate."""
+    rates = scheduled_rates(setup)
+    ratios = np.array([bias_correction_ratio(step) for step in range(1, len(rates) + 1)])
+    return float(rates @ ratios / rates.sum()) if rates.any() else float(ratios.mean())
+
+
+def pulled_share(setup: Mapping[str, Any], strength: float) -> float:
+    """Share of its way back that a weight without a gradient goes in a whole training: 1 - Π (1 - η λ).
+
+    Parameters
+    ----------
+    setup
+        Of a training of the results.
+    strength
+        λ of weight decay, or of the pull towards the start.
+    """
+    return float(-np.expm1(np.log1p(-scheduled_rates(setup) * strength).sum()))

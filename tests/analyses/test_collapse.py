@@ -1,0 +1,122 @@
+"""The study of representational collapse on results whose findings are known beforehand."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "analyses" / "representational_collapse"
+TASKS = ["supersense", "subj", "mr", "hyp"]
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec = importlib.util.spec_from_file_location("collapse_study", FOLDER / "study.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def probes(values: dict[str, float], *, start: float | None = None) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for task, value in values.items():
+        found[task] = {"chance": 0.5, "n": 500, "end": {"first": [0.5, value], "mean": [0.5, 0.99]}}
+        if start is not None:
+            found[task] |= {"start": {"first": [0.5, start]}, "random": {"first": [0.5, 0.52]}}
+    return found
+
+
+def training(task: str, score: float, known: dict[str, Any], **curves: list[float]) -> dict[str, Any]:
+    return {
+        "setup": {"task": task, "train_examples": 1000, "max_steps": 100, "methods": {}},
+        "scores": {"test_accuracy": score, "eval_accuracy": score},
+        "majority": 0.1,
+        "n_test": 500,
+        "seconds": 1.0,
+        "probes": known,
+        "training": {"step": [1], "loss": [1.0], **curves},
+    }
+
+
+def chain(arm: str, seed: int, *, loss: float, cycles: int = 1, score: float = 0.7) -> dict[str, Any]:
+    """The probe of every task falls by `loss` with each training, and a little by seed."""
+    stages = []
+    for number, task in enumerate(TASKS * cycles):
+        value = 0.8 - loss * (number + 1) + 0.001 * seed
+        known = probes(dict.fromkeys(TASKS, value), start=0.8 if number == 0 else None)
+        stages.append(training(task, score + 0.002 * seed, known))
+    return {"model": "two-layer", "arm": arm, "seed": seed, "stages": stages, "versions": {"dynprobe": "1"}}
+
+
+def noise(arm: str, seed: int, eps: float, *, share: float | None) -> dict[str, Any]:
+    curves = {"regulariser": [0.1, 0.3]} | ({} if share is None else {"dropout_share": [share + 0.01 * (seed - 1)]})
+    stage = training("supersense", 0.7 + 0.01 * seed, {}, **curves)
+    stage["setup"] = {**stage["setup"], "methods": {"r3f": {"eps": eps}}}
+    return {"model": "two-layer", "arm": arm, "seed": seed, "stages": [stage], "versions": {"dynprobe": "1"}}
+
+
+def results(*, kept: float = 0.0, lost: float = 0.05) -> list[dict[str, Any]]:
+    return [
+        *(chain("standard", seed, loss=lost) for seed in range(3)),
+        *(chain("r3f", seed, loss=kept) for seed in range(3)),
+        *(chain("r4f", seed, loss=lost) for seed in range(3)),
+        *(chain("standard-cycles", seed, loss=lost / 3, cycles=3) for seed in range(3)),
+        *(chain("r4f-cycles", seed, loss=kept / 3, cycles=3) for seed in range(3)),
+        *(noise("noise-0", seed, 0.0, share=1.0) for seed in range(3)),
+        *(noise("noise-1e-5", seed, 1e-5, share=1.0) for seed in range(3)),
+        *(noise("noise-1e-1", seed, 1e-1, share=0.2) for seed in range(3)),
+        *(noise("noise-1e-5-without-dropout", seed, 1e-5, share=None) for seed in range(3)),
+    ]
+
+
+def test_what_holds_is_said_to_hold(study: ModuleType, tmp_path: Path) -> None:
+    said = study.render(results(), tmp_path)
+    lines = said["findings"].splitlines()
+    probed = [line for line in lines if "can be probed better" in line]
+    assert "R3F" in probed[0]
+    assert "**holds here** (+5.0" in probed[0]
+    assert "R4F" in probed[1]
+    assert "**does not hold here" in probed[1]
+    assert any("R3F keeps the source task better" in line and "**holds here** (+15.0" in line for line in lines)
+    assert any("R4F retains all tasks better" in line and "**holds here**" in line for line in lines)
+    assert any("-15.0 [" in line and "**degraded**" in line for line in lines)
+    assert any("**cannot be told from two dropout passes**: dropout alone makes 100 %" in line for line in lines)
+    assert {path.name for path in tmp_path.iterdir()} == {"degradation.png", "retention.png", "noise.png"}
+
+
+def test_what_does_not_hold_is_not(study: ModuleType, tmp_path: Path) -> None:
+    said = study.render(results(kept=0.05, lost=0.0), tmp_path)
+    assert (
+        "R3F keeps the source task better along the chain than standard training does: **does not hold here"
+        in said["findings"]
+    )
+    assert "**retained** within 2.0 points" in said["findings"]
+
+
+def test_noise_that_matters_is_told(study: ModuleType, tmp_path: Path) -> None:
+    changed = [r for r in results() if r["arm"] != "noise-1e-5"]
+    changed += [noise("noise-1e-5", seed, 1e-5, share=0.4) for seed in range(3)]
+    assert (
+        "**differs from two dropout passes**: dropout alone makes 40 %" in study.render(changed, tmp_path)["findings"]
+    )
+
+
+def test_each_task_is_read_before_it_is_trained_on(study: ModuleType) -> None:
+    (found,) = study.chains_of([chain("standard-cycles", 0, loss=0.01, cycles=3)], cycles=2).values()
+    table = study.retention(found[0])
+    assert table.shape == (3, 4)
+    assert table.ravel() == pytest.approx([0.8 - 0.01 * n for n in range(12)])
+    assert np.allclose(study.source_probes(found[0])[:2], [0.79, 0.78])
+
+
+def test_parts_that_were_not_run_are_said_to_be_missing(study: ModuleType, tmp_path: Path) -> None:
+    said = study.render([r for r in results() if r["arm"] in ("standard", "r3f")], tmp_path)
+    assert said["noise"] == "The grid of noise and dropout was not run."
+    assert said["retention"] == "No chain with cycles was run."
