@@ -1,14 +1,18 @@
 """Isotropy of the vector that is classified: without a norm, with batch norm, and with IsoBN."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from isotropy_claims import BATCH, ISO, MARGIN, NONE, RELEASED, claims, steps_to_best
+
 from dynprobe.cli.study import study_command
-from dynprobe.experiments.claims import FAILS, HOLDS, OPEN, SHARES, Claim, Finding, in_words, judge, p_in_words
+from dynprobe.experiments.claims import FAILS, HOLDS, OPEN, Finding, in_words, judge, p_in_words
 from dynprobe.experiments.grid import cells_of
 from dynprobe.experiments.isotropy_readings import STD_QUANTILES
 from dynprobe.experiments.isotropy_tables import (
@@ -26,10 +30,7 @@ from dynprobe.metrics import isotropic_reference
 from dynprobe.report.panel_maps import matrix
 from dynprobe.report.panels import Panel, curves, save_panels, scores
 
-MARGIN = 0.02
-NONE, BATCH, ISO, RELEASED = "none", "batch-norm", "isobn", "isobn-released"
 _SHOWN_STEPS = (1, 2, 5, 10, 20, 50, 100)
-_EARLY = 0.25  # share of the training in which a cold start would show
 
 Results = Sequence[Mapping[str, Any]]
 
@@ -57,86 +58,6 @@ def render(results: Results, figures: Path) -> dict[str, str]:
         "versions": versions_of(results),
         "n_cells": str(len(cells_of(results))),
     }
-
-
-def claims(results: Results, model: str) -> list[Claim]:
-    """What the paper and its critics claim, as far as the arms of one model can tell."""
-    own = [result for result in cells_of(results) if result["model"] == model]
-    found = [*_isotropy_claims(isotropy_frame(own)), *_training_claims(own)]
-    return [claim for claim in found if claim.values and claim.others]
-
-
-def _isotropy_claims(frame: pd.DataFrame) -> Iterator[Claim]:
-    def of(arm: str, column: str, *, vector: str = RETURNED, tuned: bool = True) -> dict[int, float]:
-        part = frame[(frame["arm"] == arm) & (frame["vector"] == vector) & (frame["tuned"] == tuned)]
-        return dict(zip(part["seed"], part[column], strict=True))
-
-    for column, words in (("share_1", "EV₁"), ("uncentred_1", "EV₁ with the mean left in")):
-        iso, given = of(ISO, column), of(ISO, column, vector=GIVEN)
-        yield _lower(f"{words} falls from before the IsoBN layer to after it", iso, given)
-        yield _lower(f"{words} is lower with IsoBN than without a norm", iso, of(NONE, column))
-        yield _lower(f"{words} is lower with IsoBN than with batch norm", iso, of(BATCH, column))
-    yield Claim(
-        text="The dimensions are less correlated, mean |ρ|, in a model trained with IsoBN than in one without a norm",
-        values=of(ISO, "correlation"),
-        others=of(NONE, "correlation"),
-        direction=-1,
-    )
-    before, after = (of(NONE, "share_1", tuned=tuned) for tuned in (False, True))
-    yield Claim(text="Fine-tuning without a norm raises EV₁", values=after, others=before, direction=1, unit=SHARES)
-
-
-def _lower(text: str, values: Mapping[int, float], others: Mapping[int, float]) -> Claim:
-    return Claim(text=text, values=values, others=others, direction=-1, unit=SHARES)
-
-
-def _training_claims(own: Results) -> Iterator[Claim]:
-    """Claims about accuracy and speed."""
-
-    def of(arm: str, value: Callable[[Mapping[str, Any]], float]) -> dict[int, float]:
-        return {result["seed"]: value(result["stages"][0]) for result in own if result["arm"] == arm}
-
-    stage = own[0]["stages"][0]
-    evaluated = [0, *stage["evaluations"]["step"]]
-    iso = of(ISO, _accuracy)
-    for text, values, others, direction in (
-        ("Accuracy is higher with IsoBN than without a norm", iso, of(NONE, _accuracy), 1),
-        ("Accuracy is higher with IsoBN than with batch norm", iso, of(BATCH, _accuracy), 1),
-        ("The cold start of the released code costs accuracy", of(RELEASED, _accuracy), iso, -1),
-    ):
-        step = 1 / stage["n_test"]
-        yield Claim(
-            text=text, values=values, others=others, direction=direction, margin=MARGIN, resolution=step, unit=SHARES
-        )
-    yield Claim(
-        text="The best validation accuracy is reached in fewer steps with IsoBN than without a norm",
-        values=of(ISO, steps_to_best), others=of(NONE, steps_to_best), direction=-1,
-        resolution=float(evaluated[1] - evaluated[0]), unit="steps", digits=0,
-    )  # fmt: skip
-    yield Claim(
-        text=f"The cold start of the released code raises the training loss of the first {100 * _EARLY:g} % of the steps",
-        values=of(RELEASED, early_loss), others=of(ISO, early_loss), direction=1, unit="nats",
-    )  # fmt: skip
-
-
-def _accuracy(stage: Mapping[str, Any]) -> float:
-    return float(stage["scores"].get("test_accuracy", stage["scores"]["eval_accuracy"]))
-
-
-def steps_to_best(stage: Mapping[str, Any]) -> float:
-    """The first evaluation with the best validation accuracy."""
-    found = stage["evaluations"]
-    return float(found["step"][int(np.argmax(found["eval_accuracy"]))])
-
-
-def early_loss(stage: Mapping[str, Any]) -> float:
-    """Mean training loss of the first quarter of the steps."""
-    kept = [
-        loss
-        for step, loss in zip(stage["training"]["step"], stage["training"]["loss"], strict=True)
-        if step <= _EARLY * stage["setup"]["max_steps"] and loss is not None
-    ]
-    return float(np.mean(kept)) if kept else float("nan")
 
 
 def _listed(found: list[tuple[str, Finding]], wanted: str, more: list[str]) -> str:
@@ -221,11 +142,12 @@ def _isotropy_table(frame: pd.DataFrame, model: str) -> str:
             " / ".join(points(part[f"{kind}_{rank}"].mean()) for rank in (1, 2, 3)) for kind in ("share", "uncentred")
         ]
         std = np.array([list(values) for values in part["std"]])
-        spread = (std[:, STD_QUANTILES.index(0.95)] / std[:, STD_QUANTILES.index(0.05)]).mean()
+        low, middle, high = (std[:, STD_QUANTILES.index(level)] for level in (0.05, 0.5, 0.95))
+        spread = f"{(high / low).mean():.2f}" if (low > 0).all() else "–"
         rows.append(
             [
-                name, *shares, f"{part['correlation'].mean():.3f}", f"{std[:, STD_QUANTILES.index(0.5)].mean():.3f}",
-                f"{spread:.2f}", f"{part['isoscore'].mean():.3f}",
+                name, *shares, f"{part['correlation'].mean():.3f}", f"{middle.mean():.3f}", spread,
+                f"{part['isoscore'].mean():.3f}",
             ]
         )  # fmt: skip
     size = next(iter(views.values()))
@@ -259,10 +181,11 @@ def _score_table(results: Results, table: pd.DataFrame, model: str) -> str:
     for row in table[table["model"] == model].to_dict("records"):
         steps = [steps_to_best(result["stages"][0]) for result in own if result["arm"] == row["arm"]]
         p = row.get("p", float("nan"))
+        chance = "–" if p != p else p_in_words(p).removeprefix("p ").removeprefix("= ")
         rows.append(
             [
                 row["arm"], str(row["n"]), points(row["mean"]), points(row.get("sd")),
-                interval(row.get("difference"), row.get("low"), row.get("high")), "–" if p != p else p_in_words(p)[2:],
+                interval(row.get("difference"), row.get("low"), row.get("high")), chance,
                 row["verdict"] if isinstance(row.get("verdict"), str) else "–", f"{np.mean(steps):.0f}",
             ]
         )  # fmt: skip
@@ -336,7 +259,7 @@ def _draw(results: Results, frame: pd.DataFrame, models: list[str], figures: Pat
 
 def _shares_panel(frame: pd.DataFrame, model: str) -> Panel:
     groups = {name: (100 * part["share_1"]).tolist() for name, part in _views(frame, model).items()}
-    return scores(groups, title=f"EV₁ of the classifier's vector, {model}", x_label="% of the variance, a dot per seed")
+    return scores(groups, title=f"EV₁, {model}", x_label="% of the variance, a dot per seed")
 
 
 def _std_panel(frame: pd.DataFrame, model: str) -> Panel:
@@ -385,12 +308,25 @@ def _cold_panels(results: Results, model: str) -> list[Panel]:
     panels = [
         curves(series, title=f"Saturated correlations, {model}", x_label="batches seen", y_label="% of all pairs")
     ]
-    losses = {}
-    for arm, name in ((NONE, "no norm"), (ISO, "IsoBN"), (RELEASED, "IsoBN as released")):
-        own = [r["stages"][0]["training"] for r in cells_of(results) if (r["model"], r["arm"]) == (model, arm)]
-        if own:
-            losses[name] = (own[0]["step"], np.array([curve["loss"] for curve in own], dtype=float))
-    return [*panels, curves(losses, title=f"Training loss, {model}", x_label="step", y_label="nats")]
+    gap = _loss_gap(results, model)
+    if gap is not None:
+        words = f"Training loss, {model}"
+        panels.append(curves({"gap": gap}, title=words, x_label="step", y_label="released - defined, nats", chance=0.0))
+    return panels
+
+
+def _loss_gap(results: Results, model: str) -> tuple[list[float], np.ndarray] | None:
+    """What the released code adds to the training loss along the steps, for each seed."""
+    found = {
+        (result["arm"], result["seed"]): result["stages"][0]["training"]
+        for result in cells_of(results)
+        if result["model"] == model
+    }
+    seeds = [seed for arm, seed in found if arm == RELEASED and (ISO, seed) in found]
+    if not seeds:
+        return None
+    gaps = [np.subtract(found[RELEASED, seed]["loss"], found[ISO, seed]["loss"]) for seed in seeds]
+    return [float(step) for step in found[ISO, seeds[0]]["step"]], np.array(gaps)
 
 
 if __name__ == "__main__":

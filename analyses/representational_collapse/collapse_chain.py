@@ -89,6 +89,12 @@ def source_probes(chain: Chain) -> np.ndarray:
     return np.array([chain.probe(stage, chain.tasks[SOURCE_POSITION]) for stage in range(len(chain.tasks))])
 
 
+def source_change(chain: Chain) -> float:
+    """Change of the probe of the first task, from the first training to the last."""
+    probes = source_probes(chain)
+    return float(probes[-1] - probes[0])
+
+
 def retention(chain: Chain) -> np.ndarray:
     """(n_cycles, n_tasks) probe of each task immediately before it is trained on."""
     n_tasks = len(dict.fromkeys(chain.tasks))

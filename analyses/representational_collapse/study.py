@@ -1,7 +1,7 @@
 """Whether fine-tuning destroys what the encoder knew, and whether R3F and its relatives keep it."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from collapse_chain import (
     chains_of,
     noise_rows,
     retention,
+    source_change,
     source_probes,
 )
 
 from dynprobe.cli.study import study_command
+from dynprobe.experiments.claims import SHARES, Claim, in_words, judge
 from dynprobe.experiments.tables import (
     arm_table,
     interval,
@@ -29,13 +31,16 @@ from dynprobe.experiments.tables import (
     score_frame,
     versions_of,
 )
-from dynprobe.metrics import MeanDifference, holm, paired_difference
+from dynprobe.metrics import MeanDifference, paired_difference
 from dynprobe.report.panels import curves, differences, list_height, save_panels
 
 MARGIN = 0.02
 STANDARD = "standard"
 RELEASED_NOISE = 1e-5
 Results = Sequence[Mapping[str, Any]]
+Measure = Callable[[Chain], float]
+# The methods that the paper proposes.
+CLAIMED = ("r3f", "r4f")
 
 
 def render(results: Results, figures: Path) -> dict[str, str]:
@@ -65,56 +70,40 @@ def render(results: Results, figures: Path) -> dict[str, str]:
 
 
 def _findings(results: Results, chains: Mapping[str, list[Chain]], cycles: Mapping[str, list[Chain]]) -> list[str]:
-    """The claims of the paper, each with what was measured here."""
-    said = []
-    claims = {
-        "fine-tunes to a representation from which other tasks can be probed better": after_first,
-        "keeps the source task better along the chain": lambda chain: (
-            source_probes(chain)[-1] - source_probes(chain)[0]
-        ),
-    }
-    for claim, measure in claims.items():
-        found = {arm: _gap(own, chains[STANDARD], measure) for arm, own in chains.items() if arm in ("r3f", "r4f")}
-        said += _claims(found, f"{claim} than standard training does")
-    held = {
-        arm.removesuffix("-cycles"): _gap(
-            own, cycles[f"{STANDARD}-cycles"], lambda chain: float(retention(chain)[-1].mean())
-        )
-        for arm, own in cycles.items()
-        if not arm.startswith(STANDARD)
-    }
-    said += _claims(held, "retains all tasks better in the last cycle than standard training does")
-    source = _over_seeds(
-        chains[STANDARD], lambda chain: source_probes(chain)[-1], lambda chain: source_probes(chain)[0]
+    """The claims of the paper, judged together, and what standard training does."""
+    standard, standard_cycles = chains[STANDARD], cycles.get(f"{STANDARD}-cycles", [])
+    claims = []
+    for arm in (arm for arm in CLAIMED if arm in chains):
+        better = "than standard training does"
+        said = {
+            f"{arm.upper()} leaves a representation from which other tasks can be probed better {better}": after_first,
+            f"{arm.upper()} keeps the source task better along the chain {better}": source_change,
+        }
+        claims += [_claim(text, chains[arm], standard, measure) for text, measure in said.items()]
+    for arm in (f"{arm}-cycles" for arm in CLAIMED if standard_cycles and f"{arm}-cycles" in cycles):
+        text = f"{arm.removesuffix('-cycles').upper()} retains all tasks better in the last cycle than standard training does"
+        claims.append(_claim(text, cycles[arm], standard_cycles, lambda chain: float(retention(chain)[-1].mean())))
+    told = [f"**{found.verdict}**: {in_words(found)}" for found in judge(claims)]
+    source = _over_seeds(standard, lambda chain: source_probes(chain)[-1], lambda chain: source_probes(chain)[0])
+    others = _over_seeds(standard, after_first, lambda chain: after_first(chain, at_start=True))
+    told.append(
+        f"Standard training, along the chain: {_direction(source)}: the probe of the source task changes by "
+        f"{_gap_words(source)} points from the first training to the last."
     )
-    said.append(
-        f"Standard training, along the chain: the probe of the source task changes by {_gap_words(source)} points from the "
-        f"first training to the last: {_direction(source)}."
+    told.append(
+        f"Standard training, on the first task alone: {_direction(others)}: probes of the other tasks change by "
+        f"{_gap_words(others)} points from the pretrained encoder."
     )
-    before = _over_seeds(chains[STANDARD], after_first, lambda chain: after_first(chain, at_start=True))
-    said.append(
-        f"Standard training on the first task alone: probes of the other tasks change by {_gap_words(before)} points from the "
-        f"pretrained encoder: {_direction(before)}."
+    return told + _noise_finding(results)
+
+
+def _claim(text: str, own: Sequence[Chain], standard: Sequence[Chain], measure: Measure) -> Claim:
+    """That what is measured is larger than in standard training with the same seed."""
+    values, others = ({chain.seed: float(measure(chain)) for chain in chains} for chains in (own, standard))
+    resolution = 1 / own[0].n_probe
+    return Claim(
+        text=text, values=values, others=others, direction=1, margin=MARGIN, resolution=resolution, unit=SHARES
     )
-    return said + _noise_finding(results)
-
-
-def _claims(found: Mapping[str, MeanDifference], claim: str) -> list[str]:
-    """Each method's claim with its verdict; p corrected for their number."""
-    if not found:
-        return []
-    corrected = holm([gap.p_two_sided for gap in found.values()])
-    return [
-        f"{arm.upper()} {claim}: **{_holds(gap)}** ({_gap_words(gap)} points, p = {p:.2g}, {gap.n_x} seeds)."
-        for (arm, gap), p in zip(found.items(), corrected, strict=True)
-    ]
-
-
-def _holds(gap: MeanDifference) -> str:
-    """Whether an advantage holds: above 0, or at most the margin, or neither can be told."""
-    if gap.low > 0:
-        return "holds here"
-    return f"does not hold here (less than {points(MARGIN)} points)" if gap.high < MARGIN else "cannot be told"
 
 
 def _direction(gap: MeanDifference) -> str:
@@ -127,14 +116,14 @@ def _gap_words(gap: MeanDifference) -> str:
     return interval(gap.difference, gap.low, gap.high)
 
 
-def _gap(own: Sequence[Chain], standard: Sequence[Chain], measure: Any) -> MeanDifference:
+def _gap(own: Sequence[Chain], standard: Sequence[Chain], measure: Measure) -> MeanDifference:
     """Method − standard, paired by seed."""
     by_seed = {chain.seed: float(measure(chain)) for chain in standard}
     paired = [(float(measure(chain)), by_seed[chain.seed]) for chain in own if chain.seed in by_seed]
     return paired_difference(*map(np.array, zip(*paired, strict=True)), resolution=1 / own[0].n_probe)
 
 
-def _over_seeds(chains: Sequence[Chain], later: Any, earlier: Any) -> MeanDifference:
+def _over_seeds(chains: Sequence[Chain], later: Measure, earlier: Measure) -> MeanDifference:
     """Later − earlier within each seed."""
     values = np.array([[float(later(chain)), float(earlier(chain))] for chain in chains])
     return paired_difference(values[:, 0], values[:, 1], resolution=1 / chains[0].n_probe)

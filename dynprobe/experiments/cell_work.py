@@ -21,6 +21,7 @@ from dynprobe.experiments.readings import read_run, read_training
 from dynprobe.experiments.setup import Setup, take_examples
 from dynprobe.experiments.training import Watch, quiet, train_with_capture
 from dynprobe.run import open_run
+from dynprobe.storage.layout import task_name_of
 from dynprobe.tasks import Split, Task, load_task
 
 RESULT = "result.json"
@@ -126,7 +127,8 @@ def _run_stage(cell: Cell, number: int, setup: Setup, *, folder: Path, before: P
         **(read_run(open_run(run_dir)) if setup.capture else {}),
     }
     if setup.capture and cell.measure.probes:
-        stage["probes"] = read_probes(open_run(run_dir), with_start=number == 0)
+        found = read_probes(open_run(run_dir), with_start=number == 0)
+        stage["probes"] = {name: found[task_name_of(name)] for name in cell.measure.probes}
     if setup.capture and cell.measure.isotropy:
         run = open_run(run_dir)
         stage["isotropy"] = read_isotropy(run, batch_size=setup.batch_size, seed=cell.seed, keep_maps=cell.seed == 0)
@@ -145,7 +147,7 @@ def _watch(measure: Measure, task: Task) -> Watch:
         examples = load_task(measure.probe_task)["validation"]
         probe = Split(examples.take(min(measure.probe_examples, len(examples))).texts, None)
     tasks = {
-        name: take_examples(load_task(name), train=measure.probe_train, validation=1, test=measure.probe_test)
+        task_name_of(name): take_examples(load_task(name), train=measure.probe_train, validation=1, test=measure.probe_test)
         for name in measure.probes
     }
     return Watch(settings, probe, tasks)

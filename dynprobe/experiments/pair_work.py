@@ -42,7 +42,8 @@ def run_comparison(
     Returns
     -------
     dict
-        ``pair`` (the kind), ``model``, ``arm_a``, ``seed_a``, ``arm_b``, ``seed_b``; ``rows``, column to values as in a
+        ``pair`` (the kind), ``model``, ``arm_a``, ``seed_a``, ``arm_b``, ``seed_b``; ``probe_task`` and ``n_examples``, the task
+        whose examples they were measured on, and how many; ``rows``, column to values as in a
         :class:`~dynprobe.result.Result`, of layers, not of heads; for ``start`` also ``floors``, as
         :func:`~dynprobe.analysis.rounding.rounding_floors` gives them for the last snapshot. Of SVCCA as many directions are
         kept as the start of `a` needs.
@@ -64,6 +65,7 @@ def run_comparison(
     _require_same_examples(comparison, runs)
     result: dict[str, Any] = {"pair": comparison.kind, "model": a.model}
     result |= {"arm_a": a.arm, "seed_a": a.seed, "arm_b": b.arm, "seed_b": b.seed}
+    result |= {"probe_task": a.measure.probe_task or a.stages[-1].task, "n_examples": runs[0].probe_set.n_examples}
     try:
         result["rows"] = _rows(comparison.kind, runs[0], runs[1])
         if comparison.kind == "start":

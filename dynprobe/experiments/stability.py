@@ -10,6 +10,10 @@ import pandas as pd
 from dynprobe.experiments.grid import cells_of
 from dynprobe.experiments.tables import last_stages, score_frame
 from dynprobe.finetune import bias_correction_ratio
+from dynprobe.metrics import best_of_n, failed_runs
+
+# Arm to its cells.
+Cells = Mapping[str, Sequence[Mapping[str, Any]]]
 
 # A run whose last training loss is above this share of ln C, the loss of guessing among C classes, never fitted.
 NEAR_GUESSING = 0.9
@@ -41,6 +45,54 @@ def trial_frame(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     frame["fitted"] = frame["final_loss"] <= NEAR_GUESSING * frame["guessing"]
     frame["paired"] = [len(own) == 1 for own in stages]
     return frame
+
+
+def arms_of(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, pd.DataFrame]]:
+    """Model, and arm, to its rows of :func:`trial_frame`."""
+    frame = trial_frame(results)
+    return {
+        str(model): {str(arm): own for arm, own in part.groupby("arm", sort=False)}
+        for model, part in frame.groupby("model", sort=False)
+    }
+
+
+def moved(cells: Cells) -> dict[str, pd.DataFrame]:
+    """How far the weights of each block moved in the last training: for each arm, seeds by blocks, relative to their norm."""
+    found = {}
+    for arm, own in cells.items():
+        rows = {cell["seed"]: cell["stages"][-1]["weights"] for cell in own}
+        found[arm] = pd.DataFrame.from_dict(rows, orient="index").filter(regex="^block_")
+    return found
+
+
+def cells_by_arm(results: Sequence[Mapping[str, Any]], model: str) -> Cells:
+    """The cells of a model: arm to its cells, a cell for each seed."""
+    own = [cell for cell in cells_of(results) if cell["model"] == model]
+    return {arm: [cell for cell in own if cell["arm"] == arm] for arm in dict.fromkeys(cell["arm"] for cell in own)}
+
+
+def best_curve(own: pd.DataFrame) -> np.ndarray:
+    """Expected test score of the run that validates best among 1, 2, ... of the runs."""
+    validation, test = own["validation"].to_numpy(), own["score"].to_numpy()
+    return np.array([best_of_n(validation, test, n).mean for n in range(1, len(own) + 1)])
+
+
+def epochs_of(setup: Mapping[str, Any]) -> str:
+    """How often each training example is seen, where their number is known."""
+    n = setup["train_examples"]
+    return f"{setup['max_steps'] * setup['batch_size'] / n:.3g}" if n else "–"
+
+
+def as_guessing(own: pd.DataFrame) -> tuple[bool, ...] | None:
+    """Which runs score at most two points above the commonest class; ``None`` for regression."""
+    majority = own["majority"].iloc[0]
+    return failed_runs(own["score"].to_numpy(), float(majority)).failed if pd.notna(majority) else None
+
+
+def last_setup(cells: Cells, arm: str = "adam") -> Mapping[str, Any]:
+    """How the last training of an arm was done."""
+    found: Mapping[str, Any] = cells[arm][0]["stages"][-1]["setup"]
+    return found
 
 
 def mean_loss(stage: Mapping[str, Any], since: float, until: float) -> float:

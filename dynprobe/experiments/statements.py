@@ -1,12 +1,11 @@
 """Statements about arms of an experiment, with their figures in words: means, equality, spread, failed runs."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtr
-from scipy.stats import binomtest
 
 from dynprobe.experiments.claims import FAILS, HOLDS, OPEN
 from dynprobe.experiments.tables import interval, points
@@ -110,13 +109,13 @@ def beside(x: pd.DataFrame, y: pd.DataFrame, *, column: str = "score") -> Beside
     enough = min(len(first), len(second)) > 1 and bool(np.isfinite([*first, *second]).all())
     paired = welch = spread = ratio = None
     if enough:
-        welch = welch_difference(first, second, resolution=resolution)
+        welch = welch_difference(first.to_numpy(), second.to_numpy(), resolution=resolution)
     if enough and is_paired and len(shared) > 1:
-        paired = paired_difference(first[shared], second[shared], resolution=resolution)
+        paired = paired_difference(first[shared].to_numpy(), second[shared].to_numpy(), resolution=resolution)
     if enough and min(len(first), len(second)) > 2:
         spread = _spread(first, second)
         if np.ptp(first) > 0 and np.ptp(second) > 0:
-            ratio = sd_ratio_interval(first, second)
+            ratio = sd_ratio_interval(first.to_numpy(), second.to_numpy())
     return Beside(paired=paired, welch=welch, spread=spread, sd_ratio=ratio, shared=tuple(shared) if is_paired else ())
 
 
@@ -141,27 +140,30 @@ def discordant(x: pd.Series, y: pd.Series) -> tuple[int, int, float]:
     shared = x.index.intersection(y.index)
     one, other = x[shared].to_numpy(dtype=bool), y[shared].to_numpy(dtype=bool)
     only_x, only_y = int((one & ~other).sum()), int((other & ~one).sum())
-    p = float(binomtest(only_x, only_x + only_y).pvalue) if only_x + only_y else 1.0
-    return only_x, only_y, p
+    n = only_x + only_y
+    tail = sum(math.comb(n, k) for k in range(min(only_x, only_y) + 1)) / 2**n
+    return only_x, only_y, min(1.0, 2 * tail)
 
 
-def equivalence_p(found: MeanDifference, margin: float) -> float:
-    """Test that a difference is smaller than a margin, by two one-sided tests.
+def equivalence_p(x: pd.DataFrame, y: pd.DataFrame, *, margin: float) -> float:
+    """Test that two arms score the same within a margin, by two one-sided tests.
 
     Parameters
     ----------
-    found
-        The difference.
+    x, y
+        As for :func:`beside`.
     margin
         Above 0.
 
     Returns
     -------
     float
-        p, doubled, so that it is below 0.05 just where the 95 % interval lies within the margin. Schuirmann (1987).
+        p, doubled, so that it is below 0.05 just where the 95 % interval lies within the margin; 1 where there is no difference
+        to test. Schuirmann (1987).
     """
-    t = (margin - abs(found.difference)) / found.standard_error
-    return float(min(1.0, 2 * stdtr(found.degrees_of_freedom, -t)))
+    raised = [(x.assign(score=x["score"] + margin), y), (y.assign(score=y["score"] + margin), x)]
+    found = [beside(one, other).mean for one, other in raised]
+    return min(1.0, 2 * max(1.0 if gap is None else gap.p_greater for gap in found))
 
 
 def larger(text: str, x: pd.DataFrame, y: pd.DataFrame, *, column: str = "score", margin: float = 0.0) -> Statement:
@@ -203,7 +205,7 @@ def same(text: str, x: pd.DataFrame, y: pd.DataFrame, *, margin: float) -> State
     equal = int((x.set_index("seed")["score"] - y.set_index("seed")["score"]).dropna().eq(0).sum())
     shown = f"{_points(gap)}, the very same score with {equal} of {_seeds(found)}"
     apart = gap.low > margin or gap.high < -margin
-    return Statement(text=text, shown=shown, p=equivalence_p(gap, margin), as_claimed=True, refuted=apart)
+    return Statement(text=text, shown=shown, p=equivalence_p(x, y, margin=margin), as_claimed=True, refuted=apart)
 
 
 def varies(text: str, x: pd.DataFrame, y: pd.DataFrame, *, more: bool) -> Statement:
@@ -282,13 +284,15 @@ def judge_statements(statements: Sequence[Statement], *, level: float = 0.95) ->
     >>> [(found.p, found.verdict) for found in judge_statements([one, replace(one, p=0.04, as_claimed=False)])]
     [(0.02, 'holds here'), (0.04, 'does not hold here')]
     """
-    corrected = holm([said.p for said in statements]) if statements else []
+    if not statements:
+        return []
+    corrected = holm([said.p for said in statements])
     return [_decide(said, float(p), level) for said, p in zip(statements, corrected, strict=True)]
 
 
 def _spread(first: pd.Series, second: pd.Series) -> SpreadTest | None:
     try:
-        return brown_forsythe(first, second)
+        return brown_forsythe(first.to_numpy(), second.to_numpy())
     except ValueError:  # all equally far from their medians: the test has no scale
         return None
 

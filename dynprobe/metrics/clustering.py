@@ -33,7 +33,7 @@ def correlation_order(correlation: Array) -> np.ndarray:
     Examples
     --------
     >>> correlation_order(np.array([[1.0, 0.0, -0.9], [0.0, 1.0, 0.0], [-0.9, 0.0, 1.0]])).tolist()
-    [1, 0, 2]
+    [1, 2, 0]
     """
     table = np.asarray(correlation, dtype=np.float64)
     if table.ndim != 2 or table.shape[0] != table.shape[1] or len(table) < 2:

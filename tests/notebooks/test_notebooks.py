@@ -5,21 +5,37 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbformat import NotebookNode
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent.parent / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FIRST, *OF_STUDIES = NOTEBOOKS
+
+
+def printed(notebook: NotebookNode) -> str:
+    NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "notebooks")}}
+    ).execute()
+    return "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
 
 
 @pytest.mark.filterwarnings("ignore")  # those of the kernel's own start
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path: Path, run_a: Path, run_b: Path) -> None:
-    notebook = nbformat.read(path, as_version=4)
+def test_the_first_notebook_runs(run_a: Path, run_b: Path) -> None:
+    notebook = nbformat.read(FIRST, as_version=4)
     parameters = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     assert len(parameters) == 1, "one cell names the runs"
     parameters[0].source += f"\nRUN_A, RUN_B = Path({str(run_a)!r}), Path({str(run_b)!r})"
-    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
-    texts = [output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert any("•" in text for text in texts), "the findings are printed"
+    assert "•" in printed(notebook), "the findings are printed"
 
 
-def test_there_is_a_first_notebook() -> None:
-    assert [path.stem for path in NOTEBOOKS][:1] == ["01_first_look"]
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("path", OF_STUDIES, ids=lambda path: path.stem)
+def test_the_notebook_of_a_study_runs_on_its_results(path: Path) -> None:
+    assert printed(nbformat.read(path, as_version=4)), "it says something"
+
+
+def test_each_study_has_a_notebook() -> None:
+    assert FIRST.stem == "01_first_look"
+    studies = {path.parent.name for path in (ROOT / "analyses").glob("*/results/standard.jsonl")}
+    assert studies == {path.stem.partition("_")[2] for path in OF_STUDIES}
