@@ -45,7 +45,7 @@ def statements(arms: Arms, weights: Mapping[str, pd.DataFrame]) -> list[Statemen
             found += [
                 larger(f"With {name} the scores are higher", own, adam, margin=MARGIN),
                 smaller(f"With {name} the training loss of the first half is lower", own, adam, column="early_loss"),
-                smaller(f"With {name} these move less, relative to their norm, than pretrained", *near, column="moved"),
+                smaller(f"With {name} these move less than pretrained", *near, column="moved"),
             ]
         elif arm.startswith("steps"):
             found.append(larger(f"With {name} the scores are higher", own, adam, margin=MARGIN))

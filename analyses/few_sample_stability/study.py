@@ -278,7 +278,7 @@ def _reinit_panels(model: str, arms: Arms, cells: Cells) -> list[Panel]:
         return []
     far = {arm: table for arm, table in moved(cells).items() if arm in kept}
     series = {name_of(arm): (np.arange(1, table.shape[1] + 1), table.to_numpy()) for arm, table in far.items()}
-    label = "distance from the start, of the norm"
+    label = "L2 distance from the start"
     return [
         _score_panel(model, {arm: arms[arm] for arm in kept}),
         _loss_panel(model, {arm: arms[arm] for arm in kept}, cells),

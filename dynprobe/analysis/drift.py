@@ -76,9 +76,9 @@ class Drift:
     -----
     What `compare` shows as a word is left out: divergence below the resolution of the stored attention, SVCCA of fewer than
     ten tokens per direction or of more than 1024 features, isotropy of fewer than 30 examples, layers that do not vary. So a
-    curve begins where there is something to see, and never with a 0 that only means "too small for float16". A mean is only given when every block has its
-    number. SVCCA keeps as many directions as the start needs; these are computed once. Hidden states and attention of the
-    start are read again for each snapshot, so that memory does not grow with them.
+    curve begins where there is something to see, and never with a 0 that only means "too small for float16". A mean is only
+    given when every block has its number. SVCCA keeps as many directions as the start needs; these are computed once. Hidden
+    states and attention of the start are read again for each snapshot, so that memory does not grow with them.
 
     Examples
     --------

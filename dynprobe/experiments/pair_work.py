@@ -42,8 +42,8 @@ def run_comparison(
     Returns
     -------
     dict
-        ``pair`` (the kind), ``model``, ``arm_a``, ``seed_a``, ``arm_b``, ``seed_b``; ``probe_task`` and ``n_examples``, the task
-        whose examples they were measured on, and how many; ``rows``, column to values as in a
+        ``pair`` (the kind), ``model``, ``arm_a``, ``seed_a``, ``arm_b``, ``seed_b``; ``probe_task`` and ``n_examples``, the
+        task whose examples they were measured on, and how many; ``rows``, column to values as in a
         :class:`~dynprobe.result.Result`, of layers, not of heads; for ``start`` also ``floors``, as
         :func:`~dynprobe.analysis.rounding.rounding_floors` gives them for the last snapshot. Of SVCCA as many directions are
         kept as the start of `a` needs.

@@ -53,12 +53,13 @@ def read_run(run: Run) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``weights``, block to how far its weights moved, relative to their norm; ``drift``, step to the numbers of
-        :class:`~dynprobe.analysis.drift.Drift`. What could not be trusted or measured is absent.
+        ``distances``, block to how far its weights moved (L2), and ``weights``, the same relative to their norm; ``drift``,
+        step to the numbers of :class:`~dynprobe.analysis.drift.Drift`. What could not be trusted or measured is absent.
     """
-    drift = Drift(run.path)
+    drift, changes = Drift(run.path), run[run.steps[-1]].parameter_changes()
     return {
-        "weights": weights_moved(run[run.steps[-1]].parameter_changes()),
+        "distances": weights_moved(changes, relative=False),
+        "weights": weights_moved(changes),
         "drift": {
             str(step): {
                 name.removeprefix(f"{PREFIX}/"): _rounded(value)
@@ -78,13 +79,15 @@ def majority(task: Task) -> float | None:
     return float(np.bincount(labels).max() / len(labels))
 
 
-def weights_moved(changes: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """Distance of the weights from the start, relative to their norm now, block by block.
+def weights_moved(changes: Mapping[str, tuple[float, float]], *, relative: bool = True) -> dict[str, float]:
+    """Distance of the weights from the start, block by block.
 
     Parameters
     ----------
     changes
         Name of each tensor to its distance and norm.
+    relative
+        Whether to divide by the norm of the weights now; blocks without weights are then left out.
 
     Returns
     -------
@@ -103,6 +106,8 @@ def weights_moved(changes: Mapping[str, tuple[float, float]]) -> dict[str, float
         sums[place][0] += distance**2
         sums[place][1] += norm**2
     order = sorted(sums, key=lambda place: (not place.startswith("block"), len(place), place))
+    if not relative:
+        return {place: _rounded(math.sqrt(sums[place][0])) for place in order}
     return {place: _rounded(math.sqrt(sums[place][0] / sums[place][1])) for place in order if sums[place][1] > 0}
 
 

@@ -57,10 +57,10 @@ def arms_of(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, pd.Data
 
 
 def moved(cells: Cells) -> dict[str, pd.DataFrame]:
-    """How far the weights of each block moved in the last training: for each arm, seeds by blocks, relative to their norm."""
+    """How far the weights of each block moved in the last training: for each arm, seeds by blocks, L2 distance."""
     found = {}
     for arm, own in cells.items():
-        rows = {cell["seed"]: cell["stages"][-1]["weights"] for cell in own}
+        rows = {cell["seed"]: cell["stages"][-1]["distances"] for cell in own}
         found[arm] = pd.DataFrame.from_dict(rows, orient="index").filter(regex="^block_")
     return found
 

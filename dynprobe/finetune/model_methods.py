@@ -112,7 +112,15 @@ class Reinit(Method):
     seed: int = option(0, "seed of the new weights")
     as_released: bool = option(False, "as the published code")  # noqa: FBT003
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._seed = self.seed
+
+    def use_noise_seed(self, seed: int) -> None:
+        """Draw the new weights from this seed."""
+        self._seed = seed
+
     def prepare(self, model: nn.Module) -> Self:
         """Initialise anew."""
-        reinitialise(model, n_blocks=self.n_blocks, seed=self.seed, as_released=self.as_released)
+        reinitialise(model, n_blocks=self.n_blocks, seed=self._seed, as_released=self.as_released)
         return self

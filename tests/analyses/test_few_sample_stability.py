@@ -57,7 +57,7 @@ def stage(arm: str, seed: int, noise: float) -> dict[str, Any]:
         "setup": setup, "n_classes": 10, "n_test": 500, "majority": 0.1, "seconds": 1.0,
         "scores": {"eval_accuracy": score, "test_accuracy": score, "kept_step": steps},
         "training": {"step": (at * steps).round().astype(int).tolist(), "loss": curve},
-        "weights": {"block_1": far + noise, "block_2": far + noise, "embeddings": 0.1, "other": 1.0},
+        "distances": {"block_1": far + noise, "block_2": far + noise, "embeddings": 0.1, "other": 1.0},
     }  # fmt: skip
 
 

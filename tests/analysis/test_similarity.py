@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from dynprobe.analysis import hidden_state_similarity, pairs_between, pairs_from_start
 from dynprobe.metrics import (
@@ -59,12 +60,54 @@ def test_unrelated_states_lie_at_chance(make_run):
     assert (abs(cka["value"]) < 0.2).all()
 
 
-def test_few_tokens_per_direction_are_insufficient(make_run):
-    frame = hidden_state_similarity(pairs_from_start(make_run(d_model=40))).frame
-    svcca = frame[frame["metric"] == SVCCA]
-    assert (svcca["status"] == "insufficient-sample").all()
-    assert svcca["reason"].str.contains("tokens for").all()
-    assert (frame[frame["metric"] == CKA]["status"] == "measured").all()
+def counted(monkeypatch, name):
+    """Calls of a function of torch.linalg."""
+    calls, real = [], getattr(torch.linalg, name)
+    monkeypatch.setattr(torch.linalg, name, lambda x, *args: calls.append(x.shape) or real(x, *args))
+    return calls
+
+
+@pytest.mark.parametrize("lengths", [(3, 9), (5, 12)])  # CKA by products of tokens, and of features
+def test_few_tokens_per_direction_are_insufficient(make_run, lengths, monkeypatch):
+    """Only the eigenvalues of the start are computed, and the entry says how many tokens they ask for."""
+    whole, values = counted(monkeypatch, "eigh"), counted(monkeypatch, "eigvalsh")
+    run = make_run(d_model=40, lengths=lengths, drift=0.2)
+    result = hidden_state_similarity(pairs_from_start(run))
+    assert (len(whole), len(values)) == (0, 3), "one count for each layer"
+    svcca, cka = (result.select(metric=metric) for metric in (SVCCA, CKA))
+    assert set(svcca["status"]) == {"insufficient-sample"}
+    assert svcca[["value", "low", "high", "chance", "bias", "free_value"]].isna().all(axis=None)
+    keep = plain_rows(run, 0)
+    k = int(principal_subspace(run[0].hidden_states(1)[keep]).n_kept)
+    row = svcca[svcca["layer"] == 1].iloc[0]
+    assert row["n_kept"] == k
+    assert f"{keep.sum()} tokens for {k} directions; at least {10 * k} tokens are needed" in row["reason"]
+    assert not result.arrays
+    assert set(cka["status"]) == {"measured"}
+    assert cka[["low", "high", "chance", "bias"]].notna().all(axis=None)
+
+
+def test_wide_layers_have_svcca_when_it_is_asked_for(make_run, monkeypatch):
+    monkeypatch.setattr("dynprobe.analysis.similarity.WIDEST_SVCCA", 7)
+    pairs = pairs_from_start(make_run(d_model=8, drift=0.2))
+    by_default, asked = (hidden_state_similarity(pairs, metrics=metrics) for metrics in (None, (SVCCA, CKA)))
+    left_out = by_default.select(metric=SVCCA)
+    assert set(left_out["status"]) == {"not-computed"}
+    assert left_out["reason"].str.contains("8 features takes minutes; ask for it by name").all()
+    assert set(asked.select(metric=SVCCA)["status"]) == {"measured"}
+    assert by_default.select(metric=CKA).equals(asked.select(metric=CKA))
+
+
+@pytest.mark.parametrize("d_model", [30, 200])  # more and fewer tokens than features
+def test_cka_alone_of_few_tokens_equals_that_beside_svcca(make_run, d_model, monkeypatch):
+    """By products of tokens and of features: value, interval, bias and chance level."""
+    pairs = pairs_from_start(make_run(d_model=d_model, lengths=(3, 6), drift=0.2))
+    by_tokens = hidden_state_similarity(pairs, metrics=(CKA,)).frame
+    monkeypatch.setattr("dynprobe.analysis.similarity.MOST_ROWS_PER_FEATURE", 0)
+    by_features = hidden_state_similarity(pairs, metrics=(CKA,)).frame
+    columns = ["value", "low", "high", "chance", "bias"]
+    np.testing.assert_allclose(by_tokens[columns], by_features[columns], atol=ROUNDING)
+    assert (by_tokens["status"] == "measured").all()
 
 
 def test_only_shared_tokens_are_compared(make_run):

@@ -45,7 +45,7 @@ def test_results_are_those_of_the_trainings_and_are_not_made_twice(
     assert stage["training"]["extra_forwards"][0] > 0
     assert results[0]["stages"][0]["training"].keys() == {"step", "loss", "grad_norm"}
     assert stage["evaluations"]["step"] == [2]
-    assert {"block_1", "block_2", "embeddings", "other"} == stage["weights"].keys()
+    assert {"block_1", "block_2", "embeddings", "other"} == stage["weights"].keys() == stage["distances"].keys()
     assert stage["drift"].keys() == {"0", "2"}
     assert not list((tmp_path / "e").rglob("*.h5")), "run directories are not kept"
     assert read_results(tmp_path / "e" / RESULTS) == results

@@ -29,7 +29,7 @@ def cell(arm: str, seed: int, score: float, losses: list[float | None], *, n_sta
         "setup": {**SETUP, "max_steps": len(losses)},
         "scores": {"eval_accuracy": score, "test_accuracy": score},
         "training": {"step": list(range(1, len(losses) + 1)), "loss": losses},
-        "weights": {"block_1": score, "block_2": 2 * score, "embeddings": 9.0, "other": 9.0},
+        "distances": {"block_1": score, "block_2": 2 * score, "embeddings": 9.0, "other": 9.0},
         "n_classes": 2, "n_test": 100, "majority": 0.5, "seconds": 1.0,
     }  # fmt: skip
     return {"model": "m", "arm": arm, "seed": seed, "stages": [stage] * n_stages}

@@ -88,3 +88,4 @@ def test_weights_of_blocks_in_order() -> None:
     found = weights_moved({**changes, "classifier.w": (3.0, 3.0), "wte.embedding": (0.0, 1.0), "zero": (0.0, 0.0)})
     assert list(found) == ["block_1", "block_2", "block_11", "other", "embeddings"]
     assert found["other"] == 1.0
+    assert weights_moved({"t.h.3.a": (3.0, 9.0), "t.h.3.b": (4.0, 0.0)}, relative=False) == {"block_4": 5.0}

@@ -167,3 +167,15 @@ def test_bert_adam_takes_the_place_of_an_adam_only(classifier_of: Make) -> None:
 def test_bad_options_are_refused(name: str, options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         finetune.method(name, **options)
+
+
+def test_each_training_seed_has_new_weights_of_its_own(classifier_of: Make) -> None:
+    drawn = {}
+    for seed in (0, 1):
+        made = finetune.method("reinit")
+        made.use_noise_seed(seed)
+        model = classifier_of("bert")
+        made.prepare(model)
+        drawn[seed] = model.bert.pooler.dense.weight.detach().clone()
+        assert made.settings()["seed"] == 0, "what was asked for stays as it is"
+    assert not torch.equal(drawn[0], drawn[1])

@@ -20,6 +20,7 @@ from dynprobe.metrics import (
     mean_cosine,
     participation_ratio,
 )
+from dynprobe.metrics.isotropy import mean_absolute_correlation
 
 law = settings(deadline=None, max_examples=20)
 seeds = st.integers(0, 2**32 - 1)
@@ -182,6 +183,20 @@ def test_large_means() -> None:
     x = np.random.default_rng(0).integers(-50, 50, size=(200, 4)) / 64.0  # exact beside the mean
     for measure in (*NUMBERS, explained_variance_ratio, dimension_std, dimension_correlation):
         assert measure(x + 2.0**30) == pytest.approx(measure(x), rel=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(20, 2), (30, 63), (40, 200), (2, 30, 130)])
+def test_mean_correlation_is_that_of_the_matrix(shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).normal(size=shape)
+    x[..., 1] = x[..., 0] - 3.0
+    d = shape[-1]
+    expected = (np.abs(dimension_correlation(x)).sum(axis=(-2, -1)) - d) / (d * (d - 1))
+    assert mean_absolute_correlation(x) == pytest.approx(expected, rel=1e-12)
+
+
+def test_mean_correlation_needs_two_dimensions() -> None:
+    with pytest.raises(ValueError, match="at least 2 features for a correlation; got 1"):
+        mean_absolute_correlation(np.arange(5.0)[:, None])
 
 
 def test_dead_dimensions() -> None:
