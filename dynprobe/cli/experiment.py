@@ -44,6 +44,9 @@ def experiment(
         first-on-hyp: {stages: [hyp, wic]}                          # a chain; `cycles: 3` goes through it three times
       measure: {schedule: ends, probes: [hyp], pairs: [seeds]}      # more than scores
 
+    `pairs` compares snapshots, layer by layer: with the first (start) or last (end) of their training, of all seeds of
+    an arm (seeds), of all arms with the same seed (arms).
+
     Words of `training`, models and arms: model, task, train_examples, validation_examples, test_examples, methods,
     max_steps, batch_size, learning_rate, warmup_ratio, weight_decay, max_length, evaluations, patience, dropout,
     capture; of `measure`: schedule, budget, probe_task, probe_examples, probes, probe_train, probe_test, pairs,
