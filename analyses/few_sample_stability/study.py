@@ -36,6 +36,14 @@ from dynprobe.finetune import method as make_method
 from dynprobe.metrics import holm
 from dynprobe.report.panels import Panel, curves, differences, list_height, save_panels, scores
 
+HEADLINES = (
+    "Without bias correction (BERTAdam) the scores are lower than with Adam",
+    "Without bias correction the scores vary more",
+    "Without bias correction more runs never fit their training examples",
+    "Adam with steps r(t) times as long scores as BERTAdam does",
+    "With 1 block re-initialised the scores are higher",
+    "With 4 times the steps the scores are higher",
+)
 _SHOWN_STEPS = 1000  # of r(t)
 
 Results = Sequence[Mapping[str, Any]]
@@ -65,6 +73,21 @@ def render(results: Results, figures: Path) -> dict[str, str]:
         "n_cells": str(len(cells_of(results))),
         **_draw(models, cells, figures),
     }
+
+
+def summary(results: Results) -> list[tuple[str, str, str, str]]:
+    """The headline claims: claim, model, what was measured, verdict."""
+    judged = {
+        model: judge_statements(statements(arms, moved(cells_by_arm(results, model))))
+        for model, arms in arms_of(results).items()
+    }
+    return [
+        (said.text, model, f"{said.shown}, {p_in_words(said.p)}", said.verdict)
+        for text in HEADLINES
+        for model, found in judged.items()
+        for said in found
+        if said.text == text
+    ]
 
 
 def _listed(judged: Mapping[str, Sequence[Statement]], verdict: str) -> str:

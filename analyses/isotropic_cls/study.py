@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from isotropy_claims import BATCH, ISO, MARGIN, NONE, RELEASED, claims, steps_to_best
 
 from dynprobe.cli.study import study_command
-from dynprobe.experiments.claims import FAILS, HOLDS, OPEN, Finding, in_words, judge, p_in_words
+from dynprobe.experiments.claims import FAILS, HOLDS, OPEN, Finding, figures_of, in_words, judge, p_in_words
 from dynprobe.experiments.grid import cells_of
 from dynprobe.experiments.isotropy_readings import STD_QUANTILES
 from dynprobe.experiments.isotropy_tables import (
@@ -30,6 +30,11 @@ from dynprobe.metrics import isotropic_reference
 from dynprobe.report.panel_maps import matrix
 from dynprobe.report.panels import Panel, curves, save_panels, scores
 
+HEADLINES = (
+    "EV₁ falls from before the IsoBN layer to after it",
+    "Accuracy is higher with IsoBN than without a norm",
+    "The cold start of the released code costs accuracy",
+)
 _SHOWN_STEPS = (1, 2, 5, 10, 20, 50, 100)
 
 Results = Sequence[Mapping[str, Any]]
@@ -58,6 +63,18 @@ def render(results: Results, figures: Path) -> dict[str, str]:
         "versions": versions_of(results),
         "n_cells": str(len(cells_of(results))),
     }
+
+
+def summary(results: Results) -> list[tuple[str, str, str, str]]:
+    """The headline claims: claim, model, what was measured, verdict."""
+    models = dict.fromkeys(result["model"] for result in cells_of(results))
+    return [
+        (finding.claim.text, model, figures_of(finding), finding.verdict)
+        for text in HEADLINES
+        for model in models
+        for finding in judge(claims(results, model))
+        if finding.claim.text == text
+    ]
 
 
 def _listed(found: list[tuple[str, Finding]], wanted: str, more: list[str]) -> str:

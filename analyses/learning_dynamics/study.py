@@ -76,6 +76,11 @@ TRENDS = {
     "The change of attention grows from layer to layer": ATTENTION,
     "The change of hidden states grows from layer to layer": HIDDEN,
 }
+HEADLINES = (
+    "Fine-tuning changes attention most in the last layers",
+    "Fine-tuning changes hidden states in the intermediate and last layers",
+    "Seeds differ less than fine-tuned from pretrained, in hidden states",
+)
 _IN_LAYERS = "Hidden states change in lower layers than attention"
 
 
@@ -105,6 +110,19 @@ def render(results: Results, figures: Path) -> dict[str, str]:
         "n_cells": str(len(cells_of(results))),
         "n_pairs": str(len(pairs_of(results))),
     }
+
+
+def summary(results: Results) -> list[tuple[str, str, str, str]]:
+    """The headline claims: claim, model, what was measured, verdict."""
+    frame = distance_frame(results)
+    models = dict.fromkeys(result["model"] for result in results)
+    found = {model: judged(frame[frame["model"] == model]) for model in models}
+    return [
+        (claim, model, in_words(claim, answers[claim]).rstrip("."), answers[claim].verdict)
+        for claim in HEADLINES
+        for model, answers in found.items()
+        if claim in answers
+    ]
 
 
 def judged(frame: pd.DataFrame) -> dict[str, Answer | Trend]:

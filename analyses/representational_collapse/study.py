@@ -22,7 +22,7 @@ from collapse_chain import (
 )
 
 from dynprobe.cli.study import study_command
-from dynprobe.experiments.claims import SHARES, Claim, in_words, judge
+from dynprobe.experiments.claims import SHARES, Claim, figures_of, in_words, judge
 from dynprobe.experiments.tables import (
     arm_table,
     interval,
@@ -71,6 +71,23 @@ def render(results: Results, figures: Path) -> dict[str, str]:
 
 def _findings(results: Results, chains: Mapping[str, list[Chain]], cycles: Mapping[str, list[Chain]]) -> list[str]:
     """The claims of the paper, judged together, and what standard training does."""
+    standard = chains[STANDARD]
+    told = [f"**{found.verdict}**: {in_words(found)}" for found in judge(_claims(chains, cycles))]
+    source = _over_seeds(standard, lambda chain: source_probes(chain)[-1], lambda chain: source_probes(chain)[0])
+    others = _over_seeds(standard, after_first, lambda chain: after_first(chain, at_start=True))
+    told.append(
+        f"Standard training, along the chain: {_direction(source)}: the probe of the source task changes by "
+        f"{_gap_words(source)} points from the first training to the last."
+    )
+    told.append(
+        f"Standard training, on the first task alone: {_direction(others)}: probes of the other tasks change by "
+        f"{_gap_words(others)} points from the pretrained encoder."
+    )
+    return told + _noise_finding(results)
+
+
+def _claims(chains: Mapping[str, list[Chain]], cycles: Mapping[str, list[Chain]]) -> list[Claim]:
+    """What the paper claims of its methods, as far as their arms were run."""
     standard, standard_cycles = chains[STANDARD], cycles.get(f"{STANDARD}-cycles", [])
     claims = []
     for arm in (arm for arm in CLAIMED if arm in chains):
@@ -83,18 +100,14 @@ def _findings(results: Results, chains: Mapping[str, list[Chain]], cycles: Mappi
     for arm in (f"{arm}-cycles" for arm in CLAIMED if standard_cycles and f"{arm}-cycles" in cycles):
         text = f"{arm.removesuffix('-cycles').upper()} retains all tasks better in the last cycle than standard training does"
         claims.append(_claim(text, cycles[arm], standard_cycles, lambda chain: float(retention(chain)[-1].mean())))
-    told = [f"**{found.verdict}**: {in_words(found)}" for found in judge(claims)]
-    source = _over_seeds(standard, lambda chain: source_probes(chain)[-1], lambda chain: source_probes(chain)[0])
-    others = _over_seeds(standard, after_first, lambda chain: after_first(chain, at_start=True))
-    told.append(
-        f"Standard training, along the chain: {_direction(source)}: the probe of the source task changes by "
-        f"{_gap_words(source)} points from the first training to the last."
-    )
-    told.append(
-        f"Standard training, on the first task alone: {_direction(others)}: probes of the other tasks change by "
-        f"{_gap_words(others)} points from the pretrained encoder."
-    )
-    return told + _noise_finding(results)
+    return claims
+
+
+def summary(results: Results) -> list[tuple[str, str, str, str]]:
+    """The headline claims: claim, model, what was measured, verdict."""
+    claims = _claims(chains_of(results, cycles=1), chains_of(results, cycles=2))
+    model = str(results[0]["model"])
+    return [(found.claim.text, model, figures_of(found), found.verdict) for found in judge(claims)]
 
 
 def _claim(text: str, own: Sequence[Chain], standard: Sequence[Chain], measure: Measure) -> Claim:

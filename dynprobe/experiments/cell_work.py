@@ -147,7 +147,9 @@ def _watch(measure: Measure, task: Task) -> Watch:
         examples = load_task(measure.probe_task)["validation"]
         probe = Split(examples.take(min(measure.probe_examples, len(examples))).texts, None)
     tasks = {
-        task_name_of(name): take_examples(load_task(name), train=measure.probe_train, validation=1, test=measure.probe_test)
+        task_name_of(name): take_examples(
+            load_task(name), train=measure.probe_train, validation=1, test=measure.probe_test
+        )
         for name in measure.probes
     }
     return Watch(settings, probe, tasks)

@@ -121,6 +121,11 @@ def in_words(found: Finding, *, where: str = "") -> str:
     >>> in_words(judge([claim])[0], where="small")
     'It grows (**small**): 51.0 % against 40.0 %, +11.0 [+8.5, +13.5] points, p = 0.003, 3 seeds.'
     """
+    return f"{found.claim.text}{f' (**{where}**)' if where else ''}: {figures_of(found)}."
+
+
+def figures_of(found: Finding) -> str:
+    """What was measured for a claim: both means, difference with interval, p and number of seeds."""
     claim = found.claim
     if claim.unit == SHARES:
         values = f"{points(found.mean)} % against {points(found.other)} %"
@@ -130,7 +135,7 @@ def in_words(found: Finding, *, where: str = "") -> str:
         gap, low, high = (f"{value:+.{claim.digits}f}" for value in (found.difference, found.low, found.high))
         unit = f" {claim.unit}" if claim.unit else ""
         values, gap = f"{one} against {other}", f"{gap} [{low}, {high}]{unit}"
-    return f"{claim.text}{f' (**{where}**)' if where else ''}: {values}, {gap}, {p_in_words(found.p)}, {found.n} seeds."
+    return f"{values}, {gap}, {p_in_words(found.p)}, {found.n} seeds"
 
 
 def p_in_words(p: float) -> str:

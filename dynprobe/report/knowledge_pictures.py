@@ -38,7 +38,8 @@ def knowledge_pictures(rows: pd.DataFrame, metric: str, info: MetricInfo, readin
                 yield replace(picture, secondary=secondary)
     elif metric == "knowledge_accuracy":
         for _, own in rows.groupby(["stack", "group"], sort=False):
-            yield _by_step(own, metric, info, readings)
+            if own["step"].nunique() > 1:
+                yield _by_step(own, metric, info, readings)
 
 
 def _is_part(rows: pd.DataFrame) -> bool:

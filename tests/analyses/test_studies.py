@@ -14,6 +14,8 @@ from dynprobe.experiments.study import FORMS, Study, render_page
 ANALYSES = Path(__file__).parents[2] / "analyses"
 STUDIES = sorted(path.parent for path in ANALYSES.glob("*/study.py"))
 
+WITH_RESULTS = [folder for folder in STUDIES if (folder / "results" / "standard.jsonl").is_file()]
+
 
 def script(folder: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"study_{folder.name}", folder / "study.py")
@@ -41,7 +43,7 @@ def test_a_dry_run_says_what_would_be_done(folder: Path, form: str) -> None:
     assert f"{len(cells)} cells, {sum(len(cell.stages) for cell in cells)} trainings" in said.output
 
 
-@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", WITH_RESULTS, ids=lambda folder: folder.name)
 def test_the_page_is_what_the_results_say(folder: Path, tmp_path: Path) -> None:
     study = Study(folder, script(folder).render)
     page = render_page(study, study.kept_results, tmp_path)
@@ -51,6 +53,17 @@ def test_the_page_is_what_the_results_say(folder: Path, tmp_path: Path) -> None:
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
     assert drawn == {path.name for path in (folder / "figures").iterdir()}
     assert all(f"figures/{name}" in page.read_text(encoding="utf-8") for name in drawn), "every figure is shown"
+
+
+def test_the_table_in_the_readme_is_what_the_results_say() -> None:
+    spec = importlib.util.spec_from_file_location("summary", ANALYSES / "summary.py")
+    assert spec is not None
+    assert spec.loader is not None
+    summary = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(summary)
+    page = (ANALYSES.parent / "README.md").read_text(encoding="utf-8")
+    assert summary.with_table(page) == page, "run `python analyses/summary.py`"
+    assert summary.WORKS.keys() == {folder.name for folder in STUDIES} - {"methods"}
 
 
 @pytest.mark.slow

@@ -97,4 +97,5 @@ def test_one_snapshot_has_no_change(result: Result) -> None:
     start = result.frame[(result.frame["step_a"] == 0) & (result.frame["run_a"] == "a")]
     (table,) = knowledge_tables(Result("Start", start, INFO))
     assert table.columns == ("task", "probe", "step 0", "chance", "random")
+    assert not any("by step" in picture.title for picture in pictures(Result("Start", start, INFO)))
     assert knowledge_tables(Result("Nothing", start[:0], INFO)) == ()
