@@ -70,9 +70,9 @@ class TokenLayer(Layer[TokenSide]):
     def _side(self, moment: Moment) -> TokenSide:
         problem = ""
         try:
-            kernel = kernel_of(self._states.prepared(moment, self._number), self._groups)
+            kernel = kernel_of(self._states.states(moment, self._number), self._groups)
         except ValueError as error:  # NaN, which capture refuses but a file may hold
-            kernel, problem = kernel_of(self._states.empty(moment, self._number), self._groups), str(error)
+            kernel, problem = kernel_of(np.zeros((self._states.n_rows, 1)), self._groups), str(error)
         without = self._left_out[self._states.reference(moment, self._number)]
         own = self_hsic(kernel, self._chosen)
         return TokenSide(kernel=kernel, self_similarity=own, left_out=without, problem=problem)

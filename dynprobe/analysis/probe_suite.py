@@ -95,7 +95,9 @@ def probe_suite(  # noqa: PLR0913 - all that the probes of a run can be told
         *difference_rows(readings, plan),
     ]
     table = tidy(rows)
-    said = knowledge_findings(table, tuple(dict.fromkeys(moment.name for moment in moments)), margin=margin, level=level)
+    said = knowledge_findings(
+        table, tuple(dict.fromkeys(moment.name for moment in moments)), margin=margin, level=level
+    )
     notes = (_note(plan),) if readings else ()
     return Result("Knowledge of other tasks", table, describe(KNOWLEDGE), findings=said, notes=notes)
 

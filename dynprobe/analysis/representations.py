@@ -98,10 +98,14 @@ class Representations:
         """Number of examples with a token."""
         return len(self._starts)
 
+    def states(self, moment: Moment, layer: int) -> Rows:
+        """Hidden states as they are compared, read when they are sliced."""
+        stored = self._stored(moment, layer)
+        return standardised(stored) if self._standardize else stored
+
     def prepared(self, moment: Moment, layer: int) -> Prepared:
         """Hidden states ready for products; held in memory when they are small."""
-        states: Rows = self._stored(moment, layer)
-        found = prepare(standardised(states) if self._standardize else states)
+        found = prepare(self.states(moment, layer))
         return found.held() if found.n_bytes <= MAX_HELD_BYTES else found
 
     def empty(self, moment: Moment, layer: int) -> Prepared:

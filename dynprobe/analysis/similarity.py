@@ -160,8 +160,15 @@ def _stack_rows(
     layers = sorted({layer for moment in moments_in(pairs) for layer in moment.snapshot.layers(states.stack)})
     tick = Tick(progress, len(layers), f"hidden states ({states.stack})")
 
+    def without_svcca(number: int) -> Mapping[Moment, LeftOut]:
+        if SVCCA in metrics:
+            return left_out(states, number, variance=variance, widest=widest)
+        return dict.fromkeys(states.references(number), LeftOut("not-computed", "SVCCA was not asked for"))
+
+    without = dict(zip(layers, in_parallel(without_svcca, layers), strict=True))
+
     def of_layer(number: int) -> tuple[dict[Pair, list[dict[str, Any]]], dict[Moment, Factored | None]]:
-        layer = _open(states, number, keep=corners, variance=variance, widest=widest if SVCCA in metrics else 0)
+        layer = _open(states, number, keep=corners, variance=variance, without=without[number])
         here = [pair for pair in matched if number in _layers(pair, states.stack)]
         rows: dict[Pair, list[dict[str, Any]]] = {}
         for together in _by_step(here):
@@ -183,13 +190,15 @@ def _stack_rows(
 
 
 def _open(
-    states: Representations, number: int, *, keep: Collection[Moment], variance: float, widest: int | None
+    states: Representations,
+    number: int,
+    *,
+    keep: Collection[Moment],
+    variance: float,
+    without: Mapping[Moment, LeftOut],
 ) -> Layer[Any]:
-    """The layer, in the form that costs least for what is computed of it; no SVCCA at all up to a width of 0."""
+    """The layer, in the form that costs least for what is computed of it."""
     references = states.references(number)
-    without = dict.fromkeys(references, LeftOut("not-computed", "SVCCA was not asked for"))
-    if widest != 0:
-        without = left_out(states, number, variance=variance, widest=widest)
     width = min(reference.snapshot.d_model(number, states.stack) for reference in references)
     if len(without) == len(references) and states.n_rows <= MOST_ROWS_PER_FEATURE * width:
         return TokenLayer(states, number, keep=keep, left_out=without)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dynprobe.metrics._arrays import power_of_two, symmetric_product
-from dynprobe.metrics.rows import Prepared
+from dynprobe.metrics.rows import Rows, as_tensor, dtype_of_products
 
 _BLOCK = 2**16  # entries of two kernels multiplied at a time, few enough for the cache
 
@@ -20,7 +20,7 @@ class Kernel:
     Attributes
     ----------
     products
-        (n, n) inner products of the rows about their shift, up to a common factor; zero on the diagonal.
+        (n, n) inner products of the rows about their mean, up to a common factor; zero on the diagonal.
     sums
         (n, n_groups) float64 sums of them over the rows of each group.
     groups
@@ -50,13 +50,13 @@ class Kernel:
         return replace(whole, sums=whole.sums.roll(shift, 0), shift=self.shift + shift)
 
 
-def kernel_of(x: Prepared, groups: Sequence[int]) -> Kernel:
-    """Products of all prepared rows with each other; takes n² numbers of memory and n² products of rows.
+def kernel_of(x: Rows, groups: Sequence[int]) -> Kernel:
+    """Products of all rows with each other; takes n² numbers of memory.
 
     Parameters
     ----------
     x
-        Prepared rows.
+        Shape (n, n_features); read whole.
     groups
         As in :class:`Kernel`.
 
@@ -65,11 +65,14 @@ def kernel_of(x: Prepared, groups: Sequence[int]) -> Kernel:
     ValueError
         For rows that are not finite.
     """
-    rows = x.block(0, x.n_samples)
-    longest = rows.square().sum(dim=1).amax()
-    if not bool(torch.isfinite(longest)):
+    given = x[0 : int(x.shape[0])]
+    rows = as_tensor(given, torch.device("cpu"), dtype_of_products(given, *given.shape))
+    lowest, highest = rows.aminmax()
+    if not bool(torch.isfinite(highest - lowest)):
         raise ValueError("`representations` must be finite; got NaN or Inf. Find the layer and step that made it")
-    rows = rows / power_of_two(longest.sqrt())  # squares of products must neither overflow nor vanish
+    rows = rows / power_of_two(torch.maximum(-lowest, highest))
+    rows -= rows.mean(dim=0, dtype=torch.float64).to(rows.dtype)
+    rows /= power_of_two(rows.square().sum(dim=1).amax().sqrt())  # squares of products must neither overflow nor vanish
     products = symmetric_product(rows.mT).fill_diagonal_(0.0)
     sums = [products[:, start:stop].sum(dim=1, dtype=torch.float64) for start, stop in pairwise(groups)]
     return Kernel(products, torch.stack(sums, dim=1), tuple(groups))

@@ -248,9 +248,8 @@ def prepare(
     n, d = (int(size) for size in rows.shape)
     given = rows[0 : min(block_rows, n)]
     place = device or _place(given)
-    exact = d < _WIDE or n <= d or resolution(given) == np.finfo(np.float64).eps
+    dtype = dtype_of_products(given, n, d)
     spacing = rows.spacing if isinstance(rows, Scaled) else resolution(given)
-    dtype = torch.float64 if exact else torch.float32
     first = as_tensor(given, place, dtype)
     if not bool(torch.isfinite(first).all()):
         raise ValueError(f"`{name}` must be finite; got NaN or Inf. Find the layer and step that made it")
@@ -259,9 +258,16 @@ def prepare(
     shift = first.mean(dim=0, dtype=torch.float64).to(dtype)
     scale = _scale(first - shift)
     few = first[:_LEADING_ROWS]
+    exact = dtype == torch.float64
     basis = torch.empty(d, 0, dtype=torch.float64, device=place) if exact else _leading((few - shift) / scale)
     offset = float((shift.double() / scale).square().sum())
     return Prepared(rows, shift.double(), basis, dtype, scale, offset, spacing, d)
+
+
+def dtype_of_products(given: Any, n: int, d: int) -> torch.dtype:
+    """Precision of the products of n rows of d features, of which some are given."""
+    exact = d < _WIDE or n <= d or resolution(given) == np.finfo(np.float64).eps
+    return torch.float64 if exact else torch.float32
 
 
 def _place(part: Any) -> torch.device:
