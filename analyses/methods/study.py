@@ -46,9 +46,15 @@ def render(results: Results, figures: Path) -> dict[str, str]:
         "costs": _costs(results),
         "released": _released(frame),
         "minilm_limit": limit,
+        "lengths": ", ".join(f"{steps} steps, {model}" for model, steps in _lengths(results).items()),
         "versions": versions_of(results),
         "n_cells": str(len(results)),
     }
+
+
+def _lengths(results: Results) -> dict[str, int]:
+    """Optimizer steps of the trainings of each model."""
+    return {result["model"]: result["stages"][0]["setup"]["max_steps"] for result in results}
 
 
 def _findings(table: pd.DataFrame) -> str:
