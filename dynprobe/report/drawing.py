@@ -63,8 +63,16 @@ def draw(picture: Picture, *, titled: bool = True) -> Figure:
         FigureCanvasAgg(figure)
         (draw_lines if picture.kind == "lines" else draw_heatmap)(picture, figure)
         if titled:
-            figure.suptitle(figure_text(picture.title), fontsize=11, x=0.02, ha="left", fontweight="bold")
+            _put_title(figure, picture)
     return figure
+
+
+def _put_title(figure: Figure, picture: Picture) -> None:
+    words: dict[str, Any] = {"fontsize": 11, "fontweight": "bold", "ha": "left"}
+    if picture.kind == "lines":  # a title of the figure would lie on the legend, which stands outside the axes as well
+        figure.axes[0].set_title(figure_text(picture.title), x=-0.115, pad=8, **words)
+    else:
+        figure.suptitle(figure_text(picture.title), x=0.02, **words)
 
 
 def svg_bytes(picture: Picture) -> bytes:

@@ -42,7 +42,7 @@ def test_drawing_leaves_the_settings_alone_and_opens_no_pyplot_figure(drawn):
 def test_a_figure_for_a_notebook_has_its_title_and_can_be_saved(drawn):
     picture, buffer = drawn[0], io.BytesIO()
     figure = draw(picture)
-    assert figure.get_suptitle() == picture.title
+    assert (figure.axes[0].get_title() if picture.kind == "lines" else figure.get_suptitle()) == picture.title
     figure.savefig(buffer, format="png")
     assert buffer.getvalue().startswith(b"\x89PNG")
 
@@ -155,3 +155,11 @@ def test_the_heat_map_scale_gets_darker_all_the_way():
     assert (np.diff([_luminance(shade) for shade in shades]) < 0).all()
     reverse = np.asarray(colour_map(reverse=True).colors)
     assert np.array_equal(reverse, np.asarray(colour_map(reverse=False).colors)[::-1])
+
+
+def test_the_title_of_a_line_chart_stands_clear_of_its_legend(drawn):
+    figure = draw(next(picture for picture in drawn if picture.kind == "lines"))
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    title = figure.axes[0].title.get_window_extent()
+    assert not title.overlaps(legend.get_window_extent())
