@@ -36,8 +36,8 @@ def too_few_tokens(n_rows: int, n_kept: int) -> str:
     --------
     >>> too_few_tokens(4096, 400)
     ''
-    >>> too_few_tokens(4096, 1800)[:66]
-    '4096 tokens for 1800 directions; at least 18000 tokens are needed ('
+    >>> too_few_tokens(4096, 1800)[:65]
+    '4096 tokens for 1800 directions; at least 18000 tokens are needed'
     """
     needed = ROWS_PER_DIRECTION * n_kept
     if n_rows >= needed:

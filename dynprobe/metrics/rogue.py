@@ -102,7 +102,7 @@ def rogue_dimensions(x: Array, *, share: float | None = None) -> RogueDimensions
         raise ValueError(f"`share` must be in (0, 1); got {share}")
     cosine = _cosine_terms(data)
     side = centre("x", data, spacing=resolution(x))
-    variance, offset = side.values.square().mean(dim=0), (side.mean / side.scale).square().squeeze(0)
+    variance, offset = side.values.square_().mean(dim=0), (side.mean / side.scale).square().squeeze(0)
     variance_share = variance / variance.sum()
     offset_share = offset / (variance.sum() + offset.sum())
     mean_share = offset / torch.where(offset.sum() > 0, offset.sum(), torch.ones_like(offset.sum()))
@@ -132,9 +132,10 @@ def _by_chance(n_draws: int, n_features: int) -> float:
 
 def _cosine_terms(data: Tensor) -> Tensor:
     """What each feature adds to the mean cosine between two different vectors, (n_features,)."""
-    largest = data.abs().amax(dim=-1, keepdim=True)
+    largest = torch.maximum(-data.amin(dim=-1, keepdim=True), data.amax(dim=-1, keepdim=True))
     if bool((largest == 0).any()):
         raise ValueError("`x` must hold no zero vector, whose direction is undefined; got at least one")
-    unit = torch.nn.functional.normalize(data / largest, dim=-1, eps=0.0)
+    unit = data / largest  # the one copy, changed in place from here on
+    unit /= torch.linalg.vector_norm(unit, dim=-1, keepdim=True)
     n_samples = data.shape[0]
-    return (unit.sum(dim=0).square() - unit.square().sum(dim=0)) / (n_samples * (n_samples - 1))
+    return (unit.sum(dim=0).square() - unit.square_().sum(dim=0)) / (n_samples * (n_samples - 1))
