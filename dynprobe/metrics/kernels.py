@@ -72,7 +72,9 @@ def kernel_of(x: Rows, groups: Sequence[int]) -> Kernel:
         raise ValueError("`representations` must be finite; got NaN or Inf. Find the layer and step that made it")
     rows = rows / power_of_two(torch.maximum(-lowest, highest))
     rows -= rows.mean(dim=0, dtype=torch.float64).to(rows.dtype)
-    rows /= power_of_two(torch.linalg.vector_norm(rows, dim=1).amax())  # squares of products must neither overflow nor vanish
+    rows /= power_of_two(
+        torch.linalg.vector_norm(rows, dim=1).amax()
+    )  # squares of products must neither overflow nor vanish
     products = symmetric_product(rows.mT).fill_diagonal_(0.0)
     sums = [products[:, start:stop].sum(dim=1, dtype=torch.float64) for start, stop in pairwise(groups)]
     return Kernel(products, torch.stack(sums, dim=1), tuple(groups))

@@ -12,7 +12,14 @@ from dynprobe.report.wording import format_number, short_label
 from dynprobe.result import Result
 
 # Isotropy and tasks have more measures than a terminal has room for; these stand in the page, the JSON and the summary.
-_ONLY_IN_THE_PAGE = ("participation_ratio", "ev1", "mean_cosine", "cls_std_mean", "cls_correlation", "knowledge_by_layer")
+_ONLY_IN_THE_PAGE = (
+    "participation_ratio",
+    "ev1",
+    "mean_cosine",
+    "cls_std_mean",
+    "cls_correlation",
+    "knowledge_by_layer",
+)
 
 
 @dataclass(frozen=True)
