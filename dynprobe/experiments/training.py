@@ -4,7 +4,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -192,7 +192,8 @@ def train_with_capture(
         _switch_on(trainer, recipe, streams)
         if on_step is not None:
             trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if existing == "resume" else None)
+        with quiet() if on_step is not None else nullcontext():  # saving has bars of its own
+            trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if existing == "resume" else None)
         scores = _scores(trainer, recipe)
         if "test" in data:
             test: Any = data["test"]
