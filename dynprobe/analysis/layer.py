@@ -104,10 +104,13 @@ class Layer(ABC, Generic[AnySide]):
         """Read some snapshots unless they are remembered; others are forgotten, but for those to keep."""
         wanted = list(dict.fromkeys(moments))
         self._sides = {m: side for m, side in self._sides.items() if m in self._keep or m in wanted}
-        references = [self._states.reference(moment, self._number) for moment in wanted]
-        for several in (references, wanted):  # the references decide how many directions the others keep
+        for several in self._in_turn(wanted):
             missing = [moment for moment in dict.fromkeys(several) if moment not in self._sides]
             self._sides |= dict(zip(missing, in_parallel(self._side, missing), strict=True))
+
+    def _in_turn(self, wanted: Sequence[Moment]) -> Iterable[Sequence[Moment]]:
+        """What must be read before the rest, then the rest."""
+        return [wanted]
 
     @abstractmethod
     def compare(self, pairs: Sequence[Pair]) -> list[Compared]:

@@ -94,6 +94,10 @@ class FeatureLayer(Layer[FeatureSide]):
         self.read(wanted)
         return {moment: self.side(moment).factored for moment in wanted}
 
+    def _in_turn(self, wanted: Sequence[Moment]) -> Iterable[Sequence[Moment]]:
+        """The references decide how many directions the others keep."""
+        return [[self._states.reference(moment, self._number) for moment in wanted], wanted]
+
     def _cross(self, pair: Pair) -> CrossSums:
         return cross_sums(self.side(pair.a).rows, self.side(pair.b).rows, self._groups)
 

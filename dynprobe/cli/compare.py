@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     "metrics",
     multiple=True,
     metavar="NAME",
-    help="Only this metric, such as svcca_similarity; may be given several times.  [all]",
+    help="Only this metric, such as svcca_similarity; may be given several times.  [all, but SVCCA only up to 1024 features]",
 )
 @click.option(
     "--fail-on",

@@ -11,7 +11,7 @@ from torch import Tensor
 Array: TypeAlias = np.ndarray | Tensor
 OneKind = TypeVar("OneKind", np.ndarray, Tensor)
 
-_TILES, _MIN_TILED = 4, 256
+_TILES, _MIN_TILED, _LARGEST_TILE = 4, 256, 512
 # A column whose entries differ by no more than this many roundings of its largest entry is constant.
 _CONSTANT_ROUNDINGS = 4
 
@@ -178,7 +178,8 @@ def symmetric_product(x: Tensor) -> Tensor:
     if d < _MIN_TILED:
         return x.mT @ x
     product = torch.empty(*x.shape[:-2], d, d, dtype=x.dtype, device=x.device)
-    for start, stop in pairwise(d * tile // _TILES for tile in range(_TILES + 1)):
+    tiles = max(_TILES, d // _LARGEST_TILE)
+    for start, stop in pairwise(d * tile // tiles for tile in range(tiles + 1)):
         product[..., start:stop, start:] = x[..., start:stop].mT @ x[..., start:]
         product[..., stop:, start:stop] = product[..., start:stop, stop:].mT
     return product

@@ -67,14 +67,13 @@ def kernel_of(x: Rows, groups: Sequence[int]) -> Kernel:
     """
     given = x[0 : int(x.shape[0])]
     rows = as_tensor(given, torch.device("cpu"), dtype_of_products(given, *given.shape))
-    lowest, highest = rows.aminmax()
-    if not bool(torch.isfinite(highest - lowest)):
+    mean = rows.mean(dim=0, dtype=torch.float64)
+    if not bool(torch.isfinite(mean).all()):
         raise ValueError("`representations` must be finite; got NaN or Inf. Find the layer and step that made it")
-    rows = rows / power_of_two(torch.maximum(-lowest, highest))
-    rows -= rows.mean(dim=0, dtype=torch.float64).to(rows.dtype)
-    rows /= power_of_two(
-        torch.linalg.vector_norm(rows, dim=1).amax()
-    )  # squares of products must neither overflow nor vanish
+    rows = rows - mean.to(rows.dtype)  # the one copy, changed in place from here on
+    lowest, highest = rows.aminmax()
+    rows /= power_of_two(torch.maximum(-lowest, highest))
+    rows /= power_of_two(torch.linalg.vector_norm(rows, dim=1).amax())  # so that squares of products stay in range
     products = symmetric_product(rows.mT).fill_diagonal_(0.0)
     sums = [products[:, start:stop].sum(dim=1, dtype=torch.float64) for start, stop in pairwise(groups)]
     return Kernel(products, torch.stack(sums, dim=1), tuple(groups))

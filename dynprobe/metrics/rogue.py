@@ -100,7 +100,7 @@ def rogue_dimensions(x: Array, *, share: float | None = None) -> RogueDimensions
     least = _TIMES / (n_features + _TIMES - 1) if share is None else share
     if not 0.0 < least < 1.0:
         raise ValueError(f"`share` must be in (0, 1); got {share}")
-    cosine = _cosine_terms(data)
+    lengths = _lengths(data)
     side = centre("x", data, spacing=resolution(x))
     variance, offset = side.values.square_().mean(dim=0), (side.mean / side.scale).square().squeeze(0)
     variance_share = variance / variance.sum()
@@ -115,7 +115,7 @@ def rogue_dimensions(x: Array, *, share: float | None = None) -> RogueDimensions
         variance_share=like(variance_share[index], x),
         offset_share=like(offset_share[index], x),
         mean_share=like(mean_share[index], x),
-        cosine=like(cosine[index], x),
+        cosine=like(_cosine_terms(data[:, index], lengths), x),
         share=least,
         n_features=n_features,
     )
@@ -130,12 +130,17 @@ def _by_chance(n_draws: int, n_features: int) -> float:
     return float(1.0 - betaincinv(rest, own, _CHANCE / n_features))
 
 
-def _cosine_terms(data: Tensor) -> Tensor:
-    """What each feature adds to the mean cosine between two different vectors, (n_features,)."""
+def _lengths(data: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest magnitude of each vector, and its length over that; their product might overflow."""
     largest = torch.maximum(-data.amin(dim=-1, keepdim=True), data.amax(dim=-1, keepdim=True))
     if bool((largest == 0).any()):
         raise ValueError("`x` must hold no zero vector, whose direction is undefined; got at least one")
-    unit = data / largest  # the one copy, changed in place from here on
-    unit /= torch.linalg.vector_norm(unit, dim=-1, keepdim=True)
-    n_samples = data.shape[0]
-    return (unit.sum(dim=0).square() - unit.square_().sum(dim=0)) / (n_samples * (n_samples - 1))
+    return largest, torch.linalg.vector_norm(data / largest, dim=-1, keepdim=True)
+
+
+def _cosine_terms(features: Tensor, lengths: tuple[Tensor, Tensor]) -> Tensor:
+    """What each of some features adds to the mean cosine between two different vectors, (n_features,)."""
+    largest, rest = lengths
+    unit = features / largest / rest
+    n_samples = features.shape[0]
+    return (unit.sum(dim=0).square() - unit.square().sum(dim=0)) / (n_samples * (n_samples - 1))
