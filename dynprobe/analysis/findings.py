@@ -235,7 +235,7 @@ def _probe(table: pd.DataFrame, name: str) -> Iterator[str]:
 
 def _unmeasured(table: pd.DataFrame) -> Iterator[str]:
     """What could not be compared at all, in one sentence per reason."""
-    rows = table[table["status"].isin(["incompatible", "not-captured"]) & table["reason"].notna()]
+    rows = table[table["status"].isin(["incompatible", "not-captured", "not-computed"]) & table["reason"].notna()]
     for reason, own in rows.groupby("reason", sort=False):
         labels = dict.fromkeys(METRICS[name].label for name in own["metric"])
         yield f"Not compared: {', '.join(labels)}, because {reason}."
