@@ -31,15 +31,14 @@ def load_study(name: str) -> ModuleType:
 
 def table() -> str:
     """Work, claim, what was measured, verdict; a study without results is said to be so."""
-    lines = ["| work | claim | model | measured here | verdict |", "|---|---|---|---|---|"]
+    lines = ["| work | claim | measured here | verdict |", "|---|---|---|---|"]
     for name, work in WORKS.items():
         results, link = FOLDER / name / "results" / "standard.jsonl", f"[{work}](analyses/{name}/README.md)"
         if not results.is_file():
-            lines.append(f"| {work} | | | not run yet: `make study STUDY={name}` | |")
+            lines.append(f"| {work} | | not run yet: `make study STUDY={name}` | |")
             continue
-        for claim, model, measured, verdict in load_study(name).summary(read_results(results)):
-            cells = (link, claim, model, measured, f"**{verdict}**")
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        for found in load_study(name).summary(read_results(results)):
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (link, *found)) + " |")
             link = ""
     return "\n".join(lines)
 

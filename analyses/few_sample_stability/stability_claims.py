@@ -4,7 +4,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from dynprobe.experiments.statements import Statement, fails_more, larger, same, smaller, varies
+from dynprobe.experiments.over_seeds import OverSeeds, fails_more, larger, same, smaller, varies
+from dynprobe.experiments.stability import over_seeds
+from dynprobe.experiments.statements import Statement
 
 MARGIN = 0.02
 ADAM, BERT, TIMES, OVER, STEADY = "adam", "bert-adam", "adam-times-r", "bert-adam-over-r", "adam-steady"
@@ -35,17 +37,17 @@ def statements(arms: Arms, weights: Mapping[str, pd.DataFrame]) -> list[Statemen
     weights
         Arm to how far the weights moved, of :func:`moved`.
     """
-    adam, found = arms[ADAM], _optimizer_statements(arms)
-    for arm, own in arms.items():
-        name = name_of(arm)
+    found, adam = _optimizer_statements(arms), over_seeds(arms[ADAM])
+    for arm, rows in arms.items():
+        name, own = name_of(arm), over_seeds(rows)
         if arm.startswith("reinit"):
             top = list(weights[ADAM])[-int(arm.partition("-")[2]) :]
-            near = (part.assign(moved=part["seed"].map(weights[kind][top].mean(axis=1)))
-                    for kind, part in ((arm, own), (ADAM, adam)))  # fmt: skip
+            near = (OverSeeds(values=weights[kind][top].mean(axis=1).to_dict()) for kind in (arm, ADAM))
+            early = (over_seeds(part, "early_loss") for part in (rows, arms[ADAM]))
             found += [
                 larger(f"With {name} the scores are higher", own, adam, margin=MARGIN),
-                smaller(f"With {name} the training loss of the first half is lower", own, adam, column="early_loss"),
-                smaller(f"With {name} these move less than pretrained", *near, column="moved"),
+                smaller(f"With {name} the training loss of the first half is lower", *early),
+                smaller(f"With {name} these move less than pretrained", *near),
             ]
         elif arm.startswith("steps"):
             found.append(larger(f"With {name} the scores are higher", own, adam, margin=MARGIN))
@@ -57,27 +59,29 @@ def statements(arms: Arms, weights: Mapping[str, pd.DataFrame]) -> list[Statemen
 
 def _optimizer_statements(arms: Arms) -> list[Statement]:
     """Whether BERTAdam is worse than Adam, and whether it is so by the length of its steps alone."""
-    adam, bert, found = arms[ADAM], arms.get(BERT), []
-    if bert is None:
+    if BERT not in arms:
         return []
-    failed = [~part.set_index("seed")["fitted"] for part in (bert, adam)]
+    score, found = {arm: over_seeds(rows) for arm, rows in arms.items()}, []
+    adam, bert, both = score[ADAM], score[BERT], (arms[BERT], arms[ADAM])
+    losses = [over_seeds(part, "final_loss") for part in both]
+    failed = [~part.set_index("seed")["fitted"] for part in both]
     found += [
         smaller("Without bias correction (BERTAdam) the scores are lower than with Adam", bert, adam, margin=MARGIN),
         varies("Without bias correction the scores vary more", bert, adam, more=True),
-        larger("Without bias correction the last training loss is higher", bert, adam, column="final_loss"),
+        larger("Without bias correction the last training loss is higher", *losses),
         fails_more("Without bias correction more runs never fit their training examples", *failed),
     ]
     if TIMES in arms:
         text = "Adam with steps r(t) times as long scores"
-        found.append(smaller(f"{text} lower than Adam", arms[TIMES], adam, margin=MARGIN))
-        found.append(same(f"{text} as BERTAdam does", arms[TIMES], bert, margin=MARGIN))
+        found.append(smaller(f"{text} lower than Adam", score[TIMES], adam, margin=MARGIN))
+        found.append(same(f"{text} as BERTAdam does", score[TIMES], bert, margin=MARGIN))
     if OVER in arms:
         text = "BERTAdam with steps divided by r(t) scores"
-        found.append(larger(f"{text} higher than BERTAdam", arms[OVER], bert, margin=MARGIN))
-        found.append(same(f"{text} as Adam does", arms[OVER], adam, margin=MARGIN))
+        found.append(larger(f"{text} higher than BERTAdam", score[OVER], bert, margin=MARGIN))
+        found.append(same(f"{text} as Adam does", score[OVER], adam, margin=MARGIN))
     if STEADY in arms:
         text = "Adam at a rate that is larger throughout, by the mean of r(t), scores as BERTAdam does"
-        found.append(same(text, arms[STEADY], bert, margin=MARGIN))
+        found.append(same(text, score[STEADY], bert, margin=MARGIN))
     return found
 
 

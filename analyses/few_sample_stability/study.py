@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from stability_claims import ADAM, BERT, MARGIN, OPTIMIZERS, STEADY, Arms, name_of, statements
 
 from dynprobe.cli.study import study_command
-from dynprobe.experiments.claims import FAILS, HOLDS, OPEN, p_in_words
 from dynprobe.experiments.grid import cells_of
+from dynprobe.experiments.over_seeds import beside, share_words
 from dynprobe.experiments.stability import (
     NEAR_GUESSING,
     Cells,
@@ -26,10 +26,11 @@ from dynprobe.experiments.stability import (
     last_setup,
     mean_ratio,
     moved,
+    over_seeds,
     pulled_share,
     scheduled_rates,
 )
-from dynprobe.experiments.statements import Statement, beside, judge_statements, p_words, share_words
+from dynprobe.experiments.statements import FAILS, HOLDS, OPEN, Statement, headlines, judge, listed, p_words
 from dynprobe.experiments.tables import interval, markdown, points, versions_of
 from dynprobe.finetune import bias_correction_ratio
 from dynprobe.finetune import method as make_method
@@ -53,13 +54,13 @@ def render(results: Results, figures: Path) -> dict[str, str]:
     """Figures, and what stands at the places of the template."""
     models = arms_of(results)
     cells = {model: cells_by_arm(results, model) for model in models}
-    judged = {model: judge_statements(statements(arms, moved(cells[model]))) for model, arms in models.items()}
+    judged = _judged(results)
     return {
         "trainings": _trainings(models, cells),
         "summary": "\n".join(_summary(model, arms) for model, arms in models.items()),
-        "holds": _listed(judged, HOLDS),
-        "fails": _listed(judged, FAILS),
-        "open": _listed(judged, OPEN),
+        "holds": listed(judged, HOLDS),
+        "fails": listed(judged, FAILS),
+        "open": listed(judged, OPEN),
         "n_claims": str(max(map(len, judged.values()))),
         "margin": f"{100 * MARGIN:g}",
         "near": f"{NEAR_GUESSING:g}",
@@ -75,26 +76,16 @@ def render(results: Results, figures: Path) -> dict[str, str]:
     }
 
 
-def summary(results: Results) -> list[tuple[str, str, str, str]]:
-    """The headline claims: claim, model, what was measured, verdict."""
-    judged = {
-        model: judge_statements(statements(arms, moved(cells_by_arm(results, model))))
-        for model, arms in arms_of(results).items()
+def summary(results: Results) -> list[tuple[str, str, str]]:
+    """The headline claims: claim, what was measured, verdicts."""
+    return list(headlines(_judged(results), HEADLINES))
+
+
+def _judged(results: Results) -> dict[str, list[Statement]]:
+    """The statements about each model, corrected together."""
+    return {
+        model: judge(statements(arms, moved(cells_by_arm(results, model)))) for model, arms in arms_of(results).items()
     }
-    return [
-        (said.text, model, f"{said.shown}, {p_in_words(said.p)}", said.verdict)
-        for text in HEADLINES
-        for model, found in judged.items()
-        for said in found
-        if said.text == text
-    ]
-
-
-def _listed(judged: Mapping[str, Sequence[Statement]], verdict: str) -> str:
-    lines = []
-    for model, said in ((model, said) for model, found in judged.items() for said in found if said.verdict == verdict):
-        lines.append(f"* **{model}**: {said.text}: {said.shown}, {p_in_words(said.p)}.")
-    return "\n".join(lines) or "Nothing."
 
 
 def _trainings(models: Mapping[str, Arms], cells: Mapping[str, Cells]) -> str:
@@ -148,7 +139,8 @@ def _score_table(arms: Arms) -> str:
 
 def _beside_table(arms: Arms) -> str:
     """Each arm beside Adam: paired by seed where a seed means the same, and as if it did not."""
-    found = {arm: beside(own, arms[ADAM]) for arm, own in arms.items() if arm != ADAM}
+    adam = over_seeds(arms[ADAM])
+    found = {arm: beside(over_seeds(own), adam) for arm, own in arms.items() if arm != ADAM}
     corrected = []
     for kind in ("paired", "welch"):
         p = {arm: getattr(gap, kind).p_two_sided for arm, gap in found.items() if getattr(gap, kind) is not None}
@@ -322,7 +314,8 @@ def _steps_panel(model: str, arms: Arms, cells: Cells) -> Panel:
 
 
 def _beside_panel(model: str, arms: Arms) -> Panel:
-    found = {arm: beside(own, arms[ADAM]).mean for arm, own in arms.items() if arm != ADAM}
+    adam = over_seeds(arms[ADAM])
+    found = {arm: beside(over_seeds(own), adam).mean for arm, own in arms.items() if arm != ADAM}
     ends = {arm: (gap.difference, gap.low, gap.high) for arm, gap in found.items() if gap}
     rows = {name_of(arm): (100 * middle, 100 * low, 100 * high) for arm, (middle, low, high) in ends.items()}
     label = "accuracy, points above Adam"

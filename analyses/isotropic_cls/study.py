@@ -12,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from isotropy_claims import BATCH, ISO, MARGIN, NONE, RELEASED, claims, steps_to_best
 
 from dynprobe.cli.study import study_command
-from dynprobe.experiments.claims import FAILS, HOLDS, OPEN, Finding, figures_of, in_words, judge, p_in_words
 from dynprobe.experiments.grid import cells_of
 from dynprobe.experiments.isotropy_readings import STD_QUANTILES
 from dynprobe.experiments.isotropy_tables import (
@@ -25,6 +24,7 @@ from dynprobe.experiments.isotropy_tables import (
     layer_frame,
     std_quantiles,
 )
+from dynprobe.experiments.statements import FAILS, HOLDS, NOTHING, OPEN, Statement, headlines, judge, listed, p_words
 from dynprobe.experiments.tables import arm_table, interval, markdown, points, score_frame, versions_of
 from dynprobe.metrics import isotropic_reference
 from dynprobe.report.panel_maps import matrix
@@ -43,17 +43,17 @@ Results = Sequence[Mapping[str, Any]]
 def render(results: Results, figures: Path) -> dict[str, str]:
     """Figures, and what stands at the places of the template."""
     frame, table = isotropy_frame(results), arm_table(score_frame(results), reference=NONE, margin=MARGIN)
-    models = list(dict.fromkeys(result["model"] for result in cells_of(results)))
-    found = [(model, finding) for model in models for finding in judge(claims(results, model))]
+    models = _models(results)
+    judged = _judged(results, models)
     _draw(results, frame, models, figures)
     said = _exact(results)
     return {
         "trainings": _trainings(results, models),
         "start": _start(frame, models),
-        "holds": _listed(found, HOLDS, said[HOLDS]),
-        "fails": _listed(found, FAILS, said[FAILS]),
-        "open": _listed(found, OPEN, []),
-        "n_claims": str(max(sum(1 for own, _ in found if own == model) for model in models)),
+        "holds": _with_exact(said[HOLDS], listed(judged, HOLDS)),
+        "fails": _with_exact(said[FAILS], listed(judged, FAILS)),
+        "open": listed(judged, OPEN),
+        "n_claims": str(max(map(len, judged.values()))),
         "margin": f"{100 * MARGIN:g}",
         "isotropy": "\n\n".join(f"**{model}**\n\n{_isotropy_table(frame, model)}" for model in models),
         "scores": "\n\n".join(f"**{model}**\n\n{_score_table(results, table, model)}" for model in models),
@@ -65,21 +65,23 @@ def render(results: Results, figures: Path) -> dict[str, str]:
     }
 
 
-def summary(results: Results) -> list[tuple[str, str, str, str]]:
-    """The headline claims: claim, model, what was measured, verdict."""
-    models = dict.fromkeys(result["model"] for result in cells_of(results))
-    return [
-        (finding.claim.text, model, figures_of(finding), finding.verdict)
-        for text in HEADLINES
-        for model in models
-        for finding in judge(claims(results, model))
-        if finding.claim.text == text
-    ]
+def summary(results: Results) -> list[tuple[str, str, str]]:
+    """The headline claims: claim, what was measured, verdicts."""
+    return list(headlines(_judged(results, _models(results)), HEADLINES))
 
 
-def _listed(found: list[tuple[str, Finding]], wanted: str, more: list[str]) -> str:
-    lines = more + [in_words(finding, where=model) for model, finding in found if finding.verdict == wanted]
-    return "\n".join(f"* {line}" for line in lines) or "Nothing."
+def _models(results: Results) -> list[str]:
+    return list(dict.fromkeys(result["model"] for result in cells_of(results)))
+
+
+def _judged(results: Results, models: list[str]) -> dict[str, list[Statement]]:
+    """The claims about each model, corrected together."""
+    return {model: judge(claims(results, model)) for model in models}
+
+
+def _with_exact(said: list[str], others: str) -> str:
+    """What is a matter of arithmetic before what is one of seeds."""
+    return "\n".join([*(f"* {line}" for line in said), *([others] if others != NOTHING or not said else [])])
 
 
 def _exact(results: Results) -> dict[str, list[str]]:
@@ -91,7 +93,7 @@ def _exact(results: Results) -> dict[str, list[str]]:
         word = HOLDS if share <= 1 else FAILS
         name = "The IsoBN layer" if arm == ISO else "Batch norm"
         found[word].append(
-            f"{name} leaves every correlation between dimensions as it is (**{model}**): of all pairs of {len(part)} trained "
+            f"**{model}**: {name} leaves every correlation between dimensions as it is: of all pairs of {len(part)} trained "
             f"models none moves by more than {largest:.1e}, at most {100 * share:.0f} % of what rounding of the stored vectors "
             "can do to that pair."
         )
@@ -198,7 +200,7 @@ def _score_table(results: Results, table: pd.DataFrame, model: str) -> str:
     for row in table[table["model"] == model].to_dict("records"):
         steps = [steps_to_best(result["stages"][0]) for result in own if result["arm"] == row["arm"]]
         p = row.get("p", float("nan"))
-        chance = "–" if p != p else p_in_words(p).removeprefix("p ").removeprefix("= ")
+        chance = "–" if p != p else p_words(p)
         rows.append(
             [
                 row["arm"], str(row["n"]), points(row["mean"]), points(row.get("sd")),

@@ -11,7 +11,6 @@ import pandas as pd
 
 from dynprobe.cli.study import study_command
 from dynprobe.errors import DynprobeError
-from dynprobe.experiments.claims import FAILS, HOLDS, OPEN, p_in_words
 from dynprobe.experiments.grid import cells_of, pairs_of
 from dynprobe.experiments.layer_distances import (
     ATTENTION,
@@ -29,13 +28,13 @@ from dynprobe.experiments.layer_questions import (
     Trend,
     answer,
     arms_against_seeds,
-    corrected,
     last_against_others,
     later_against_first,
     layer_trend,
     lower_than_attention,
     start_against_seeds,
 )
+from dynprobe.experiments.statements import FAILS, HOLDS, OPEN, Statement, headlines, judge, listed
 from dynprobe.experiments.tables import markdown, pair_frame, points, score_frame
 from dynprobe.report.panels import Panel, curves, save_panels
 
@@ -90,7 +89,8 @@ def render(results: Results, figures: Path) -> dict[str, str]:
         raise DynprobeError("the results must hold comparisons of trainings; got none. Ask for `pairs` under `measure`")
     frame = distance_frame(results)
     models = list(dict.fromkeys(result["model"] for result in results))
-    found = {model: judged(frame[frame["model"] == model]) for model in models}
+    found = {model: answers(frame[frame["model"] == model]) for model in models}
+    judged = {model: judge(statements(own)) for model, own in found.items()}
     pair = pairs_of(results)[0]
     draw_layers(frame, figures / "layers.png")
     draw_training(frame, figures / "training.png")
@@ -98,10 +98,10 @@ def render(results: Results, figures: Path) -> dict[str, str]:
         "probe": f"{pair['n_examples']} examples of `{pair['probe_task']}`",
         "sample": sample_words(results),
         "trainings": training_table(results),
-        "holds": findings(found, HOLDS),
-        "fails": findings(found, FAILS),
-        "open": findings(found, OPEN),
-        "n_claims": " or ".join(dict.fromkeys(str(len(answers)) for answers in found.values())),
+        "holds": listed(judged, HOLDS),
+        "fails": listed(judged, FAILS),
+        "open": listed(judged, OPEN),
+        "n_claims": " or ".join(dict.fromkeys(str(len(own)) for own in judged.values())),
         "by_task": by_task_tables(found),
         "layers": "\n\n".join(layer_tables(results, frame, model) for model in models),
         "course": course(frame),
@@ -112,51 +112,49 @@ def render(results: Results, figures: Path) -> dict[str, str]:
     }
 
 
-def summary(results: Results) -> list[tuple[str, str, str, str]]:
-    """The headline claims: claim, model, what was measured, verdict."""
+def summary(results: Results) -> list[tuple[str, str, str]]:
+    """The headline claims: claim, what was measured, verdicts."""
     frame = distance_frame(results)
     models = dict.fromkeys(result["model"] for result in results)
-    found = {model: judged(frame[frame["model"] == model]) for model in models}
-    return [
-        (claim, model, in_words(claim, answers[claim]).rstrip("."), answers[claim].verdict)
-        for claim in HEADLINES
-        for model, answers in found.items()
-        if claim in answers
-    ]
+    judged = {model: judge(statements(answers(frame[frame["model"] == model]))) for model in models}
+    return list(headlines(judged, HEADLINES))
 
 
-def judged(frame: pd.DataFrame) -> dict[str, Answer | Trend]:
-    """Every claim about one model, p corrected for their number."""
+def answers(frame: pd.DataFrame) -> dict[str, Answer | Trend]:
+    """What was measured of every claim about one model; p is not corrected."""
     ends = at_the_end(frame)
     found: dict[str, Answer | Trend] = {claim: answer(statistic, ends) for claim, (_, statistic) in QUESTIONS.items()}
     of_two = profile(ends, "start", ATTENTION).shape[1] < 3  # where a trend is no more than the first claim
-    return corrected(found | {claim: layer_trend(ends, measure) for claim, measure in TRENDS.items() if not of_two})
+    return found | {claim: layer_trend(ends, measure) for claim, measure in TRENDS.items() if not of_two}
 
 
-def findings(found: Mapping[str, Mapping[str, Answer | Trend]], verdict: str) -> str:
-    """The claims with one verdict, model by model."""
-    lines = [
-        f"* {claim} (**{model}**): {in_words(claim, told)}"
-        for claim in (*QUESTIONS, *TRENDS)
-        for model, answers in found.items()
-        if claim in answers and (told := answers[claim]).verdict == verdict
-    ]
-    return "\n".join(lines) or "None of the claims."
+def statements(found: Mapping[str, Answer | Trend]) -> list[Statement]:
+    """The answers as statements, to be judged together."""
+    return [_statement(claim, told) for claim, told in found.items()]
 
 
-def in_words(claim: str, told: Answer | Trend) -> str:
-    """An answer with its interval and p."""
+def _statement(claim: str, told: Answer | Trend) -> Statement:
     if not math.isfinite(told.value):
-        return "not measured."
-    p = p_in_words(told.p) if math.isfinite(told.p) else "too few seeds for a test"
-    if isinstance(told, Trend):
-        rho, low, high = (f"{value:.2f}".replace("-0.00", "0.00") for value in (told.value, told.lowest, told.highest))
-        return f"Spearman's ρ of layer and distance {rho}, in single trainings from {low} to {high}, {p}."
-    shown = [_shown(claim, value) for value in (told.value, told.low, told.high)]
-    interval = f" [{shown[1]}, {shown[2]}]" if math.isfinite(told.low) else ""
-    above = sum(value > 0 for value in told.by_arm.values())
+        return Statement(text=claim, shown="not measured")
+    shown, brief = _trend_words(told) if isinstance(told, Trend) else _answer_words(claim, told)
+    more = "" if math.isfinite(told.p) else ", too few seeds for a test"
+    return Statement(text=claim, shown=f"{shown}{more}", brief=brief, p=told.p, as_claimed=told.value > 0)
+
+
+def _trend_words(told: Trend) -> tuple[str, str]:
+    """All figures of a trend, and the one for a summary."""
+    rho, low, high = (f"{value:.2f}".replace("-0.00", "0.00") for value in (told.value, told.lowest, told.highest))
+    return f"Spearman's ρ of layer and distance {rho}, in single trainings from {low} to {high}", f"ρ = {rho}"
+
+
+def _answer_words(claim: str, told: Answer) -> tuple[str, str]:
+    """All figures of an answer, and those for a summary."""
+    value, *ends = (_shown(claim, number) for number in (told.value, told.low, told.high))
+    figure = f"{value} [{', '.join(ends)}]" if math.isfinite(told.low) else value
+    above = sum(number > 0 for number in told.by_arm.values())
     kind = "pairs of data sets" if any(" and " in arm for arm in told.by_arm) else "data sets"
-    return f"{QUESTIONS[claim][0]}: {shown[0]}{interval}, {p}; as claimed in {above} of {len(told.by_arm)} {kind}."
+    said = f"as claimed in {above} of {len(told.by_arm)} {kind}"
+    return f"{QUESTIONS[claim][0]}: {figure}; {said}", f"{figure}, {said}"
 
 
 def by_task_tables(found: Mapping[str, Mapping[str, Answer | Trend]]) -> str:

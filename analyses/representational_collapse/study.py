@@ -22,7 +22,8 @@ from collapse_chain import (
 )
 
 from dynprobe.cli.study import study_command
-from dynprobe.experiments.claims import SHARES, Claim, figures_of, in_words, judge
+from dynprobe.experiments.over_seeds import SHARES, OverSeeds, larger
+from dynprobe.experiments.statements import Statement, headlines, in_words, judge
 from dynprobe.experiments.tables import (
     arm_table,
     interval,
@@ -72,7 +73,7 @@ def render(results: Results, figures: Path) -> dict[str, str]:
 def _findings(results: Results, chains: Mapping[str, list[Chain]], cycles: Mapping[str, list[Chain]]) -> list[str]:
     """The claims of the paper, judged together, and what standard training does."""
     standard = chains[STANDARD]
-    told = [f"**{found.verdict}**: {in_words(found)}" for found in judge(_claims(chains, cycles))]
+    told = [f"**{found.verdict}**: {in_words(found)}." for found in judge(_claims(chains, cycles))]
     source = _over_seeds(standard, lambda chain: source_probes(chain)[-1], lambda chain: source_probes(chain)[0])
     others = _over_seeds(standard, after_first, lambda chain: after_first(chain, at_start=True))
     told.append(
@@ -86,7 +87,7 @@ def _findings(results: Results, chains: Mapping[str, list[Chain]], cycles: Mappi
     return told + _noise_finding(results)
 
 
-def _claims(chains: Mapping[str, list[Chain]], cycles: Mapping[str, list[Chain]]) -> list[Claim]:
+def _claims(chains: Mapping[str, list[Chain]], cycles: Mapping[str, list[Chain]]) -> list[Statement]:
     """What the paper claims of its methods, as far as their arms were run."""
     standard, standard_cycles = chains[STANDARD], cycles.get(f"{STANDARD}-cycles", [])
     claims = []
@@ -103,20 +104,21 @@ def _claims(chains: Mapping[str, list[Chain]], cycles: Mapping[str, list[Chain]]
     return claims
 
 
-def summary(results: Results) -> list[tuple[str, str, str, str]]:
-    """The headline claims: claim, model, what was measured, verdict."""
-    claims = _claims(chains_of(results, cycles=1), chains_of(results, cycles=2))
-    model = str(results[0]["model"])
-    return [(found.claim.text, model, figures_of(found), found.verdict) for found in judge(claims)]
+def summary(results: Results) -> list[tuple[str, str, str]]:
+    """The headline claims: claim, what was measured, verdicts."""
+    found = judge(_claims(chains_of(results, cycles=1), chains_of(results, cycles=2)))
+    return list(headlines({str(results[0]["model"]): found}, [said.text for said in found]))
 
 
-def _claim(text: str, own: Sequence[Chain], standard: Sequence[Chain], measure: Measure) -> Claim:
+def _claim(text: str, own: Sequence[Chain], standard: Sequence[Chain], measure: Measure) -> Statement:
     """That what is measured is larger than in standard training with the same seed."""
-    values, others = ({chain.seed: float(measure(chain)) for chain in chains} for chains in (own, standard))
-    resolution = 1 / own[0].n_probe
-    return Claim(
-        text=text, values=values, others=others, direction=1, margin=MARGIN, resolution=resolution, unit=SHARES
-    )
+    both = [
+        OverSeeds(
+            values={chain.seed: float(measure(chain)) for chain in chains}, resolution=1 / own[0].n_probe, unit=SHARES
+        )
+        for chains in (own, standard)
+    ]
+    return larger(text, *both, margin=MARGIN)
 
 
 def _direction(gap: MeanDifference) -> str:

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from dynprobe.experiments.claims import FAILS, HOLDS, OPEN
 from dynprobe.experiments.layer_distances import ATTENTION, HIDDEN, profile, thirds
-from dynprobe.metrics import holm, paired_difference
+from dynprobe.metrics import paired_difference
 
 _N_PERMUTATIONS = 20_000
 _ROUNDING = 1e-12  # of means of correlations that are equal
@@ -25,13 +24,6 @@ class _Told:
     value: float = math.nan
     p: float = math.nan
 
-    @property
-    def verdict(self) -> str:
-        """Whether what was expected holds, at p below 0.05: one of the words of :mod:`dynprobe.experiments.claims`."""
-        if not self.p < 0.05:
-            return OPEN
-        return HOLDS if self.value > 0 else FAILS
-
 
 @dataclass(frozen=True, kw_only=True)
 class Answer(_Told):
@@ -45,8 +37,6 @@ class Answer(_Told):
         Two-sided.
     by_arm
         The value of each data set.
-    verdict
-        One of the words of :mod:`dynprobe.experiments.claims`.
     """
 
     low: float = math.nan
@@ -66,8 +56,6 @@ class Trend(_Told):
         Of all single trainings.
     p
         Two-sided, of a mean as far from 0 when no layer differs from another.
-    verdict
-        As for :class:`Answer`.
     """
 
     lowest: float = math.nan
@@ -108,13 +96,6 @@ def arms_against_seeds(frame: pd.DataFrame, measure: str) -> pd.Series:
     return _log(pd.Series(found, dtype=float))
 
 
-def corrected(found: Mapping[str, Answer | Trend]) -> dict[str, Answer | Trend]:
-    """The same answers, with p corrected by Holm for their number."""
-    told = {name: one.p for name, one in found.items() if math.isfinite(one.p)}
-    after = dict(zip(told, holm(list(told.values())), strict=True)) if told else {}
-    return {name: replace(one, p=float(after.get(name, math.nan))) for name, one in found.items()}
-
-
 def answer(statistic: Statistic, frame: pd.DataFrame) -> Answer:
     """The mean of a statistic over the data sets, with its interval over seeds.
 
@@ -128,7 +109,7 @@ def answer(statistic: Statistic, frame: pd.DataFrame) -> Answer:
     Returns
     -------
     Answer
-        Its ``p`` is not corrected; see :func:`corrected`.
+        Its ``p`` is not corrected for the number of questions.
 
     Notes
     -----

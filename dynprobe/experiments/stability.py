@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dynprobe.experiments.grid import cells_of
+from dynprobe.experiments.over_seeds import SHARES, OverSeeds
 from dynprobe.experiments.tables import last_stages, score_frame
 from dynprobe.finetune import bias_correction_ratio
 from dynprobe.metrics import best_of_n, failed_runs
@@ -54,6 +55,22 @@ def arms_of(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, pd.Data
         str(model): {str(arm): own for arm, own in part.groupby("arm", sort=False)}
         for model, part in frame.groupby("model", sort=False)
     }
+
+
+def over_seeds(own: pd.DataFrame, column: str = "score") -> OverSeeds:
+    """A column of the rows of one arm, by seed.
+
+    Parameters
+    ----------
+    own
+        Rows of :func:`trial_frame`.
+    column
+        Which; a ``score`` is a share with steps of 1 / n_test.
+    """
+    values, paired = dict(zip(own["seed"], own[column], strict=True)), bool(own["paired"].all())
+    if column != "score":
+        return OverSeeds(values=values, paired=paired)
+    return OverSeeds(values=values, paired=paired, resolution=1.0 / float(own["n_test"].iloc[0]), unit=SHARES)
 
 
 def moved(cells: Cells) -> dict[str, pd.DataFrame]:

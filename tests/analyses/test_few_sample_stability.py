@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dynprobe.experiments.claims import FAILS, HOLDS, OPEN
 from dynprobe.experiments.rendering import fill
 from dynprobe.experiments.stability import arms_of, cells_by_arm, moved
-from dynprobe.experiments.statements import Statement, judge_statements
+from dynprobe.experiments.statements import FAILS, HOLDS, OPEN, Statement, judge
 
 FOLDER = Path(__file__).parents[2] / "analyses" / "few_sample_stability"
 # Mean score, training loss at the end, and how far the blocks moved.
@@ -79,7 +78,7 @@ def results_of(arms: dict[str, int], models: tuple[str, ...] = ("small",)) -> li
 
 def judged(study: ModuleType, results: list[dict[str, Any]]) -> dict[str, Statement]:
     arms, weights = arms_of(results)["small"], moved(cells_by_arm(results, "small"))
-    return {said.text: said for said in judge_statements(study.statements(arms, weights))}
+    return {said.text: said for said in judge(study.statements(arms, weights))}
 
 
 def verdict(said: dict[str, Statement], words: str) -> str:

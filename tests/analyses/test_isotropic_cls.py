@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dynprobe.experiments.claims import FAILS, HOLDS, OPEN, judge
 from dynprobe.experiments.isotropy_readings import cold_start, correlation_map, isotropy_table
 from dynprobe.experiments.rendering import fill
+from dynprobe.experiments.statements import FAILS, HOLDS, OPEN, judge
 
 FOLDER = Path(__file__).parents[2] / "analyses" / "isotropic_cls"
 ARMS = ("none", "batch-norm", "isobn", "isobn-released")
@@ -96,7 +96,7 @@ def results(*, arms: tuple[str, ...] = ARMS, n_seeds: int = 6, **more: Any) -> l
 
 
 def test_each_claim_gets_the_verdict_that_the_results_were_made_for(study: ModuleType) -> None:
-    verdicts = {found.claim.text: found.verdict for found in judge(study.claims(results(), "small"))}
+    verdicts = {found.text: found.verdict for found in judge(study.claims(results(), "small"))}
     wanted = {
         "EV₁ falls from before the IsoBN layer to after it": HOLDS,
         "EV₁ is lower with IsoBN than without a norm": HOLDS,
@@ -117,11 +117,11 @@ def test_the_page_says_it(study: ModuleType, tmp_path: Path) -> None:
     made = results()
     page = fill((FOLDER / "README.template.md").read_text(encoding="utf-8"), study.render(made, tmp_path))
     assert (
-        "* The IsoBN layer leaves every correlation between dimensions as it is (**small**): of all pairs of 6" in page
+        "* **small**: The IsoBN layer leaves every correlation between dimensions as it is: of all pairs of 6" in page
     )
     held, rest = page.split("## What does not hold here")
-    assert "EV₁ is lower with IsoBN than with batch norm (**small**)" in held
-    assert "The cold start of the released code costs accuracy (**small**)" in rest.split("## What cannot be told")[0]
+    assert "**small**: EV₁ is lower with IsoBN than with batch norm: " in held
+    assert "**small**: The cold start of the released code costs accuracy: " in rest.split("## What cannot be told")[0]
     mean = np.mean([r["stages"][0]["scores"]["test_accuracy"] for r in made if r["arm"] == "isobn"])
     assert f"| isobn | 6 | {100 * mean:.1f} |" in page
     assert "% of the correlations are saturated after the first batch" in page

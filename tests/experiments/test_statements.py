@@ -1,35 +1,46 @@
-"""Statements about arms: compared, corrected together, decided, and put into words."""
+"""Statements about a quantity over seeds: compared, corrected together, decided, and put into words."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import binomtest, levene, ttest_ind, ttest_rel
 
-from dynprobe.experiments.claims import FAILS, HOLDS, OPEN
-from dynprobe.experiments.statements import (
-    Statement,
+from dynprobe.experiments.over_seeds import (
+    SHARES,
+    OverSeeds,
     beside,
     discordant,
     equivalence_p,
     fails_more,
-    judge_statements,
     larger,
     same,
     smaller,
     varies,
 )
+from dynprobe.experiments.statements import (
+    FAILS,
+    HOLDS,
+    NOTHING,
+    OPEN,
+    Statement,
+    headlines,
+    in_words,
+    judge,
+    listed,
+    p_in_words,
+)
 
 
-def arm(values: list[float], *, first: int = 0, paired: bool = True, **columns: list[float]) -> pd.DataFrame:
-    seeds = range(first, first + len(values))
-    return pd.DataFrame({"seed": seeds, "score": values, "n_test": 1000, "paired": paired, **columns})
+def arm(values: list[float], *, first: int = 0, paired: bool = True, unit: str = SHARES) -> OverSeeds:
+    numbered = dict(enumerate(values, start=first))
+    return OverSeeds(values=numbered, resolution=0.001, unit=unit, paired=paired)
 
 
 X, Y = [0.50, 0.56, 0.61, 0.69, 0.72, 0.80], [0.41, 0.45, 0.53, 0.56, 0.65, 0.69]
 
 
 def verdict(said: Statement) -> str:
-    return judge_statements([said])[0].verdict
+    return judge([said])[0].verdict
 
 
 def test_arms_are_paired_by_seed_and_compared_as_if_they_were_not() -> None:
@@ -80,8 +91,9 @@ def test_a_difference_holds_its_way_and_fails_the_other() -> None:
     said = larger("", arm(X), arm(Y))
     assert said.shown.startswith("64.7 % against 54.8 %, +9.8 [+7.5, +12.2] points, 6 seeds")
     assert (verdict(said), verdict(smaller("", arm(X), arm(Y)))) == (HOLDS, FAILS)
-    other = smaller("", arm(X, loss=Y), arm(Y, loss=X), column="loss")
-    assert other.shown.startswith("0.548 against 0.647, -0.098 [-0.122, -0.075]")
+    other = smaller("", arm(Y, unit="nats"), arm(X, unit="nats"))
+    assert other.shown == "0.548 against 0.647, -0.098 [-0.122, -0.075] nats, 6 seeds"
+    assert other.brief == "-0.098 [-0.122, -0.075] nats, 6 seeds"
     assert verdict(other) == HOLDS
 
 
@@ -126,11 +138,33 @@ def test_failures_are_counted_by_seed() -> None:
 
 
 def test_many_statements_are_corrected_for_their_number() -> None:
-    one = larger("", arm(X), arm(Y))
-    alone, beside_others = (
-        judge_statements([one])[0],
-        judge_statements([one, *[same("", arm([0.5]), arm([0.5]), margin=0.1)] * 9])[0],
-    )
-    assert alone.p == pytest.approx(one.p)
-    assert beside_others.p == pytest.approx(10 * one.p)
-    assert judge_statements([]) == []
+    one, untested = larger("", arm(X), arm(Y)), same("", arm([0.5]), arm([0.5]), margin=0.1)
+    assert judge([one])[0].p == pytest.approx(one.p)
+    assert judge([one, *[varies("", arm(X), arm(X), more=True)] * 9])[0].p == pytest.approx(10 * one.p)
+    assert judge([one, *[untested] * 9])[0].p == pytest.approx(one.p), "what cannot be tested does not count"
+    assert judge([]) == []
+    assert judge([untested]) == [untested]
+    rare = Statement(text="", shown="", p=0.009, as_claimed=True)
+    assert [said.verdict for said in judge([rare] * 8)] == [OPEN] * 8, "one of many"
+
+
+def test_what_is_refuted_fails_whatever_p_is() -> None:
+    said = Statement(text="", shown="", p=0.9, refuted=True)
+    assert (verdict(said), verdict(Statement(text="", shown="", p=0.9))) == (FAILS, OPEN)
+
+
+def test_statements_in_words() -> None:
+    made = [
+        Statement(text="It grows", shown="2 against 1, +1", brief="+1", p=1e-9, as_claimed=True),
+        Statement(text="It lasts", shown="not measured"),
+    ]
+    judged = {"small": judge(made), "large": judge(made[1:])}
+    assert in_words(judged["small"][0]) == "It grows: 2 against 1, +1, p < 0.001"
+    assert listed(judged, HOLDS) == "* **small**: It grows: 2 against 1, +1, p < 0.001."
+    assert listed(judged, OPEN) == "* **small**: It lasts: not measured.\n* **large**: It lasts: not measured."
+    assert listed(judged, FAILS) == NOTHING
+    assert list(headlines(judged, ["It lasts", "It grows", "It sings"])) == [
+        ("It lasts", "small: not measured<br>large: not measured", "**cannot be told**: small, large"),
+        ("It grows", "small: +1", "**holds here**: small"),
+    ]
+    assert (p_in_words(0.5), p_in_words(1e-9)) == ("p = 0.500", "p < 0.001")
