@@ -1,18 +1,16 @@
-"""Probes along a chain of trainings, and the grid of noise and dropout, read from results."""
+"""Linear probes along chains of trainings, read from the results of one model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from dynprobe.metrics import MeanDifference, paired_difference
+from dynprobe.experiments.over_seeds import SHARES, OverSeeds
 
 KIND = "first"  # the [CLS] vector, as in the paper
-SOURCE_POSITION = 0
-NOISE = "noise-"
-WITHOUT = "-without-dropout"
+ON = "-on-"  # between method and task in the name of an arm with one training
 
 Results = Sequence[Mapping[str, Any]]
 
@@ -55,16 +53,24 @@ class Chain:
 
     def probe(self, stage: int, task: str) -> float:
         """Accuracy of the probe of a task after a training, counted from 0; -1 is before the first."""
-        return self.start(task) if stage < 0 else float(self.stages[stage]["probes"][task]["end"][KIND][-1])
+        return float(self.layers(stage, task)[-1])
+
+    def layers(self, stage: int, task: str) -> np.ndarray:
+        """(n_layers + 1,) accuracy of the probe of a task on each layer, embeddings first; stages as in :meth:`probe`."""
+        found = self.stages[max(stage, 0)]["probes"][task]["start" if stage < 0 else "end"]
+        return np.asarray(found[KIND], dtype=float)
 
     def start(self, task: str) -> float:
         """Accuracy of the probe of a task on the pretrained encoder."""
-        return float(self.stages[0]["probes"][task]["start"][KIND][-1])
+        return self.probe(-1, task)
 
     def random(self, task: str) -> float:
         """Accuracy of the probe of a task on the same architecture with random weights; NaN where it was not measured."""
         found = self.stages[0]["probes"][task].get("random")
         return float(found[KIND][-1]) if found else float("nan")
+
+
+Measure = Callable[[Chain], float]
 
 
 def chains_of(results: Results, *, cycles: int) -> dict[str, list[Chain]]:
@@ -78,15 +84,40 @@ def chains_of(results: Results, *, cycles: int) -> dict[str, list[Chain]]:
     return found
 
 
+def first_trainings(results: Results) -> dict[str, dict[str, list[Chain]]]:
+    """What was trained on once and then probed: method, and task, to its chains, each cut after its first training."""
+    found: dict[str, dict[str, list[Chain]]] = {}
+    for result in results:
+        if "probes" in result["stages"][0] and visits_once(result):
+            arm, chain = result["arm"], Chain(result["arm"], result["seed"], result["stages"][:1])
+            found.setdefault(arm.partition(ON)[0], {}).setdefault(chain.tasks[0], []).append(chain)
+    return {method: by_task for method, by_task in found.items() if len(by_task) > 1}
+
+
+def visits_once(result: Mapping[str, Any]) -> bool:
+    """Whether no task is trained on twice."""
+    tasks = [stage["setup"]["task"] for stage in result["stages"]]
+    return len(tasks) == len(set(tasks))
+
+
+def other_tasks(chain: Chain) -> list[str]:
+    """Probe tasks that the first training is not on."""
+    return [task for task in chain.probed if task != chain.tasks[0]]
+
+
 def after_first(chain: Chain, *, at_start: bool = False) -> float:
     """Mean probe of the other tasks after the first training, or on the pretrained encoder."""
-    others = [task for task in chain.probed if task != chain.tasks[0]]
-    return float(np.mean([chain.probe(-1 if at_start else 0, task) for task in others]))
+    return float(np.mean([chain.probe(-1 if at_start else 0, task) for task in other_tasks(chain)]))
+
+
+def others_by_layer(chain: Chain, stage: int) -> np.ndarray:
+    """(n_layers + 1,) the same of every layer, after any training."""
+    return np.mean([chain.layers(stage, task) for task in other_tasks(chain)], axis=0)
 
 
 def source_probes(chain: Chain) -> np.ndarray:
     """(n_trainings,) probe of the first task after each training."""
-    return np.array([chain.probe(stage, chain.tasks[SOURCE_POSITION]) for stage in range(len(chain.tasks))])
+    return np.array([chain.probe(stage, chain.tasks[0]) for stage in range(len(chain.tasks))])
 
 
 def source_change(chain: Chain) -> float:
@@ -102,76 +133,7 @@ def retention(chain: Chain) -> np.ndarray:
     return np.array(before).reshape(-1, n_tasks)
 
 
-@dataclass(frozen=True)
-class NoiseRow:
-    """One cell of the grid of noise and dropout.
-
-    Attributes
-    ----------
-    noise
-        Largest noise on a coordinate of a word embedding.
-    with_dropout
-        Whether the model has dropout.
-    divergence
-        Mean symmetric KL divergence between clean and noisy pass, in nats.
-    share
-        Part of it that dropout alone makes, less 1, over the seeds; ``None`` without dropout or with one seed.
-    score
-        Mean accuracy on the test split.
-    gap
-        Score minus that without noise (with dropout), or minus standard training's (without); ``None`` for that one itself.
-    """
-
-    noise: float
-    with_dropout: bool
-    divergence: float
-    share: MeanDifference | None
-    score: float
-    gap: MeanDifference | None
-
-
-def noise_rows(results: Results) -> list[NoiseRow]:
-    """The grid of noise and dropout, as far as it was run."""
-    arms: dict[str, list[Mapping[str, Any]]] = {}
-    for result in results:
-        arms.setdefault(result["arm"], []).append(result)
-    bases = {True: arms.get(f"{NOISE}0"), False: arms.get(f"standard{WITHOUT}")}
-    rows = []
-    for arm, own in arms.items():
-        if not arm.startswith(NOISE):
-            continue
-        stages = [result["stages"][0] for result in own]
-        with_dropout, base = not arm.endswith(WITHOUT), bases[not arm.endswith(WITHOUT)]
-        rows.append(
-            NoiseRow(
-                noise=float(stages[0]["setup"]["methods"]["r3f"]["eps"]),
-                with_dropout=with_dropout,
-                divergence=float(np.mean([np.mean(stage["training"].get("regulariser", [0.0])) for stage in stages])),
-                share=_share(stages) if with_dropout else None,
-                score=float(np.mean([_score(result) for result in own])),
-                gap=None if base is None or base is own else _gap(own, base, stages[0]["n_test"]),
-            )
-        )
-    return sorted(rows, key=lambda row: (not row.with_dropout, row.noise))
-
-
-def _share(stages: Sequence[Mapping[str, Any]]) -> MeanDifference | None:
-    """How far the part that dropout makes is from all, over the seeds."""
-    measured = [
-        [share for share in stage["training"].get("dropout_share", []) if share is not None] for stage in stages
-    ]
-    means = np.array([np.mean(own) for own in measured if own])
-    return paired_difference(means, np.ones_like(means)) if len(means) > 1 else None
-
-
-def _gap(own: Results, base: Results, n_test: int) -> MeanDifference | None:
-    scores = [{result["seed"]: _score(result) for result in group} for group in (own, base)]
-    seeds = sorted(scores[0].keys() & scores[1].keys())
-    if len(seeds) < 2:
-        return None
-    one, other = (np.array([score[seed] for seed in seeds]) for score in scores)
-    return paired_difference(one, other, resolution=1 / n_test)
-
-
-def _score(result: Mapping[str, Any]) -> float:
-    return float(result["stages"][0]["scores"]["test_accuracy"])
+def by_seed(chains: Sequence[Chain], measure: Measure) -> OverSeeds:
+    """What is measured of each chain, a share of the test examples of a probe."""
+    values = {chain.seed: float(measure(chain)) for chain in chains}
+    return OverSeeds(values=values, resolution=1 / chains[0].n_probe, unit=SHARES)
