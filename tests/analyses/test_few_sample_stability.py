@@ -121,6 +121,7 @@ def test_after_an_intermediate_task_nothing_is_paired(study: ModuleType, tmp_pat
     assert row.startswith("| intermediate task | – | – | +")
 
 
+@pytest.mark.slow
 def test_weight_decay_that_does_nothing_is_seen(study: ModuleType, tmp_path: Path) -> None:
     arms = {"adam": 3, "weight-decay": 3}
     results = results_of(arms)

@@ -173,6 +173,7 @@ def test_missing_pieces_are_no_errors(make_run, changes):
     assert frame[frame["status"] == "measured"]["value"].notna().all()
 
 
+@pytest.mark.slow
 def test_the_same_numbers_twice(make_run):
     a, b = make_run("a", seed=1), make_run("b", seed=2)
     assert compare(a, b).to_json() == compare(a, b).to_json()
@@ -185,6 +186,7 @@ def test_the_seed_moves_bootstrap_intervals_only(make_run):
     assert first["low"].tolist() != second["low"].tolist()
 
 
+@pytest.mark.slow
 def test_random_state_and_threads_are_left_alone(make_run):
     a, b = make_run("a", seed=1), make_run("b", seed=2)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate(), torch.get_num_threads()

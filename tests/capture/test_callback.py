@@ -64,6 +64,7 @@ class WorseAndWorse(TrainerCallback):
         metrics["eval_loss"] = float(state.global_step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capture_first", [True, False])
 def test_early_stopping_with_the_best_model_reloaded(capture_first: bool, make_trainer: Make, tmp_path: Path) -> None:
     ours = DynprobeCallback(tmp_path / "run", settings=CaptureSettings(schedule="ends"))
@@ -87,6 +88,7 @@ def test_early_stopping_with_the_best_model_reloaded(capture_first: bool, make_t
 
 
 # An interrupted Trainer tells its callbacks nothing, so the claim on the run ends with the process, here with the garbage.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_going_on_from_a_checkpoint_goes_on_with_the_run(make_trainer: Make, tmp_path: Path) -> None:
     settings = CaptureSettings(schedule="every:4")
@@ -192,6 +194,7 @@ def test_outside_a_trainer_a_probe_set_is_needed(make_trainer: Make, tmp_path: P
         callback.on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "steps"),
     [("ends", (0, 12)), ("every:5", (0, 5, 10, 12)), ("at:1,7,99", (0, 1, 7, 12)), ("log:3", (0, 1, 3, 12))],
@@ -204,6 +207,7 @@ def test_step_0_and_the_last_belong_to_every_schedule(
     assert open_run(tmp_path / "run").steps == steps
 
 
+@pytest.mark.slow
 def test_optimizer_and_random_states_end_as_without_capture(make_trainer: Make, tmp_path: Path) -> None:
     def state(callbacks: list[Any]) -> tuple[Any, ...]:
         trainer = make_trainer(callbacks=callbacks, max_steps=6)
@@ -232,6 +236,7 @@ def test_data_that_end_early_end_the_run(make_trainer: Make, tmp_path: Path) -> 
     assert open_run(tmp_path / "run").steps == (0, 3)
 
 
+@pytest.mark.slow
 def test_two_trainers_in_one_process(make_trainer: Make, tmp_path: Path) -> None:
     for name in ("one", "two"):
         make_trainer(callbacks=[DynprobeCallback(tmp_path / name)], max_steps=2).train()
@@ -271,6 +276,7 @@ class Breaks(TrainerCallback):
             self.handle.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*NaN")
 @pytest.mark.parametrize(("how", "reason"), [("disk", "No space left"), ("nan", "step 3: activations must be finite")])
 def test_a_failing_snapshot_ends_capture_and_not_training(
@@ -306,6 +312,7 @@ def test_a_program_that_makes_errors_of_warnings_still_trains(
     assert "switched off" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_training_that_was_interrupted_goes_on_in_the_same_notebook(make_trainer: Make, tmp_path: Path) -> None:
     class Interrupt(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -321,6 +328,7 @@ def test_a_training_that_was_interrupted_goes_on_in_the_same_notebook(make_train
     assert open_run(tmp_path / "run").steps == (0, 4, 8, 12)
 
 
+@pytest.mark.slow
 def test_going_on_says_what_is_not_known_any_more(make_trainer: Make, tmp_path: Path) -> None:
     """How far weights have moved needs the weights of step 0, which a resumed process has not seen."""
     options = {"save_strategy": "steps", "save_steps": 8}

@@ -30,6 +30,8 @@ from dynprobe.probe_set import ProbeSet
 from dynprobe.run import open_run
 from dynprobe.storage.probe_file import read_probe_set
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., LoopCapture]
 
 MODEL = """

@@ -30,6 +30,8 @@ from dynprobe.cli.capture import capture as capture_command
 from dynprobe.probe_set import ProbeSet
 from dynprobe.run import open_run
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Trainer]
 SETTINGS = CaptureSettings(schedule="at:2")
 

@@ -263,7 +263,7 @@ quietly = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),  # dynamo, of DeBERTa's
 ]
-pytestmark = quietly
+pytestmark = [pytest.mark.slow, *quietly]
 
 
 @pytest.mark.parametrize(("name", "mode"), CELLS)

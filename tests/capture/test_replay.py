@@ -24,6 +24,8 @@ from dynprobe.storage.layout import snapshot_path
 from dynprobe.storage.reader import FileReader
 from tests.conftest import tiny_classifier, tiny_probe_set
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., tf.Trainer]
 SAVING = {"save_strategy": "steps", "save_steps": 4}
 

@@ -63,6 +63,7 @@ def test_the_name_of_a_comparison_changes_with_both_cells() -> None:
     assert not {arms, end_of_two} & set(keys(max_steps=6))
 
 
+@pytest.mark.slow
 def test_trainings_are_compared_as_their_runs_would_be(
     saved_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

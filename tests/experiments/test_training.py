@@ -29,6 +29,7 @@ def quiet(done: int, total: int) -> None:
     """Show nothing."""
 
 
+@pytest.mark.slow
 def test_trainings_with_the_same_seed_are_paired(saved_model: Path, task: Task, tmp_path: Path) -> None:
     runs = {}
     for name in ("standard", "rdrop"):
@@ -80,6 +81,7 @@ def test_early_stopping_keeps_the_best_weights(saved_model: Path, task: Task, tm
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "tuned").config.num_labels == 2
 
 
+@pytest.mark.slow
 def test_a_finished_run_verifies_and_is_not_trained_again(saved_model: Path, task: Task, tmp_path: Path) -> None:
     train_with_capture(task, recipe(saved_model), tmp_path / "run", checkpoints=tmp_path / "c", on_step=quiet)
     assert [problem for check in verify_run(tmp_path / "run") for problem in check.problems] == []
@@ -92,6 +94,7 @@ def test_a_finished_run_verifies_and_is_not_trained_again(saved_model: Path, tas
     assert (tmp_path / "run" / "scalars.jsonl").read_bytes() == scalars
 
 
+@pytest.mark.slow
 def test_only_the_same_training_goes_on_and_only_from_its_own_checkpoints(
     saved_model: Path, task: Task, tmp_path: Path
 ) -> None:

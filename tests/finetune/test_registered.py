@@ -12,6 +12,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from dynprobe import finetune
 from dynprobe.finetune import BertAdam
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Any]
 CHANGED = ("isobn", "batch-norm", "mixout", "reinit", "bert-adam", "layer-rates", "pull")
 

@@ -439,6 +439,7 @@ def test_truncated_file_is_refused(good):
             FileReader(good)
 
 
+@pytest.mark.slow
 def test_flipped_bits_are_never_silent(good):
     """One bit of every other byte flipped: the file is refused, an array is found damaged, or every number is as it was."""
     whole = bytearray(good.read_bytes())
