@@ -110,8 +110,8 @@ METRICS: dict[str, MetricInfo] = {
     "knowledge_selectivity": MetricInfo(
         "selectivity on other tasks",
         "accuracy",
-        "Accuracy of the probe minus that of a probe of labels drawn by lot for each group of examples: near 0 means that "
-        "the probe owes its accuracy to its own capacity.",
+        "Accuracy of the probe minus that of a probe of labels drawn by lot for each word (a token of the example decides): "
+        "near 0 means that knowing words alone would explain the accuracy.",
         (-1.0, 1.0),
     ),
     "prediction_flip_rate": MetricInfo(

@@ -30,16 +30,13 @@ def accuracy_interval(right: np.ndarray, groups: Sequence[str], *, level: float)
     Returns
     -------
     tuple of float
-        Wilson's for one fit, else that of two crossed random factors; in [0, 1].
+        Wilson's at the mean over the fits; with several fits widened to that of two crossed random factors. In [0, 1].
     """
     means = right.mean(axis=0)
     effect = design_effect(means, groups)
-    if len(right) > 1:
-        low, high = crossed_mean_interval(right, effect=effect, level=level)
-        return max(low, 0.0), min(high, 1.0)
     n = right.shape[1] / effect
-    ends = wilson_interval(np.asarray(means.mean() * n), np.asarray(n), level=level)
-    return float(ends[0]), float(ends[1])
+    low, high = (float(end) for end in wilson_interval(np.asarray(means.mean() * n), np.asarray(n), level=level))
+    return _widened(low, high, right, effect=effect, level=level, bounds=(0.0, 1.0))
 
 
 def change_interval(
@@ -57,15 +54,27 @@ def change_interval(
     Returns
     -------
     tuple of float
-        Tango's score interval for one fit, else that of two crossed random factors; in [-1, 1].
+        Tango's score interval at the mean counts of the fits; with several fits widened to that of two crossed random
+        factors. In [-1, 1].
     """
     change = after.astype(np.float64) - before
     effect = design_effect(change.mean(axis=0), groups)
-    if len(change) > 1:
-        low, high = crossed_mean_interval(change, effect=effect, level=level)
-        return max(low, -1.0), min(high, 1.0)
-    gained, lost = float((change > 0).sum()) / effect, float((change < 0).sum()) / effect
-    return paired_accuracy_interval(gained, lost, change.shape[1] / effect, level=level)
+    gained, lost = (float(way.sum()) / len(change) / effect for way in (change > 0, change < 0))
+    low, high = paired_accuracy_interval(gained, lost, change.shape[1] / effect, level=level)
+    return _widened(low, high, change, effect=effect, level=level, bounds=(-1.0, 1.0))
+
+
+def _widened(
+    low: float, high: float, values: np.ndarray, *, effect: float, level: float, bounds: tuple[float, float]
+) -> tuple[float, float]:
+    """The interval of one fit, made as wide as several fits ask for.
+
+    Their normal interval alone would shrink to nothing where all fits agree and few examples change.
+    """
+    if len(values) < 2:
+        return low, high
+    ends = crossed_mean_interval(values, effect=effect, level=level)
+    return max(min(low, ends[0]), bounds[0]), min(max(high, ends[1]), bounds[1])
 
 
 def verdict(low: float, high: float, *, margin: float) -> str:

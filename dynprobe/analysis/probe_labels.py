@@ -1,6 +1,7 @@
 """The labelled examples of a probe task: which belong together, folds, smaller training sets, labels drawn by lot."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from dynprobe.analysis.probing import N_FOLDS, stratified_folds
 from dynprobe.probe_set import ProbeSet, choose_examples
 
 MIN_TEST = 30
+# Tokens that a larger share of the training examples holds decide no control label: nearly all would have the same one.
+COMMON = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +30,10 @@ class TaskLabels:
         What each example shares with others: its first text, or its tokens where texts are not known.
     train_ids
         Content hash of each training example.
-    test_fingerprint
-        Two tasks with the same one ask the same questions with the same answers.
+    train_words, test_words
+        The token that decides the control label of each example.
+    fingerprint
+        Two tasks with the same one learn from the same examples, and ask the same questions with the same answers.
     """
 
     n_classes: int
@@ -37,7 +42,9 @@ class TaskLabels:
     train_groups: tuple[str, ...]
     test_groups: tuple[str, ...]
     train_ids: tuple[str, ...]
-    test_fingerprint: tuple[str, str | None]
+    train_words: tuple[str, ...]
+    test_words: tuple[str, ...]
+    fingerprint: tuple[str | None, ...]
 
     @classmethod
     def of(cls, train: ProbeSet, test: ProbeSet) -> "TaskLabels":
@@ -50,7 +57,8 @@ class TaskLabels:
             train_groups=_groups(train),
             test_groups=_groups(test),
             train_ids=train.example_ids,
-            test_fingerprint=(test.fingerprint, test.label_fingerprint),
+            **dict(zip(("train_words", "test_words"), _deciding_words(train, test), strict=True)),
+            fingerprint=tuple(part for split in (train, test) for part in (split.fingerprint, split.label_fingerprint)),
         )
 
     @property
@@ -84,18 +92,22 @@ class TaskLabels:
         return stratified_folds(self.train[rows], ids, groups)
 
     def control(self) -> tuple[np.ndarray, np.ndarray]:
-        """Labels of train and test drawn by lot, one for each group, with the same class shares.
+        """Labels of train and test drawn by lot, one for each deciding word, with about the same class shares.
 
-        After Hewitt and Liang (2019): what a probe gets right of these it owes to its own capacity, not to the vectors.
+        After the control tasks of Hewitt and Liang (2019): a probe can get these right by knowing words, and by nothing else.
         """
-        groups = sorted(dict.fromkeys((*self.train_groups, *self.test_groups)), key=lambda name: _hash("control", name))
-        shares = np.cumsum(np.bincount(self.train, minlength=self.n_classes)) / len(self.train)
-        places = (np.arange(len(groups)) + 0.5) / len(groups)
-        drawn = dict(zip(groups, np.searchsorted(shares, places, side="right").tolist(), strict=True))
-        return (
-            np.array([drawn[name] for name in self.train_groups]),
-            np.array([drawn[name] for name in self.test_groups]),
-        )
+        words, counts = np.unique(self.train_words, return_counts=True)
+        order = np.argsort([_hash("control", str(word)) for word in words])
+        places = (np.cumsum(counts[order]) - counts[order] / 2) / len(self.train)
+        shares = np.cumsum(np.bincount(self.train, minlength=self.n_classes)[:-1]) / len(self.train)
+        drawn = dict(zip(words[order].tolist(), np.searchsorted(shares, places, side="right").tolist(), strict=True))
+
+        def label(word: str) -> int:
+            unseen = int(_hash("control", word)[:8], 16) / 2**32
+            return int(drawn.get(word, np.searchsorted(shares, unseen, side="right")))
+
+        train, test = (np.array([label(word) for word in own]) for own in (self.train_words, self.test_words))
+        return train, test
 
 
 def refusal(train: ProbeSet, test: ProbeSet) -> dict[str, Any]:
@@ -108,13 +120,14 @@ def refusal(train: ProbeSet, test: ProbeSet) -> dict[str, Any]:
     if test.n_examples < MIN_TEST:
         reason = f"{test.n_examples} test examples; at least {MIN_TEST} are needed"
         return {"status": "insufficient-sample", "reason": reason, "n": test.n_examples}
-    return refusal_of_classes(_labels(train))
+    labels = TaskLabels.of(train, test)
+    return refusal_of_classes(labels.train, labels.n_classes)
 
 
-def refusal_of_classes(labels: np.ndarray) -> dict[str, Any]:
-    """Status and reason why training labels cannot be probed; empty when they can."""
-    counts = np.unique(labels, return_counts=True)[1]
-    if len(counts) < 2:
+def refusal_of_classes(labels: np.ndarray, n_classes: int) -> dict[str, Any]:
+    """Status and reason why training labels, 0 to n_classes - 1, cannot be probed; empty when they can."""
+    counts = np.bincount(labels, minlength=n_classes)
+    if np.count_nonzero(counts) < 2:
         return {"status": "undefined", "reason": "all training examples of the probe task have the same label"}
     if counts.min() < N_FOLDS:
         reason = f"a class has {counts.min()} training examples; at least {N_FOLDS} are needed, one for each fold"
@@ -128,6 +141,28 @@ def _labels(probe: ProbeSet) -> np.ndarray:
 
 def _groups(probe: ProbeSet) -> tuple[str, ...]:
     return probe.example_ids if probe.texts is None else tuple(texts[0] for texts in probe.texts)
+
+
+def _deciding_words(train: ProbeSet, test: ProbeSet) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """For each example the commonest of its tokens that few examples hold, so that both splits have it; else the example."""
+    tokens = [_tokens(split) for split in (train, test)]
+    held = Counter(token for own in tokens[0] for token in own)
+    most = max(1.0, COMMON * train.n_examples)
+
+    def of(split: ProbeSet, own: Sequence[Sequence[int]]) -> tuple[str, ...]:
+        chosen = [max((t for t in known if held[t] <= most), key=lambda t: (held[t], t), default=None) for known in own]
+        return tuple(str(t) if t is not None else name for t, name in zip(chosen, split.example_ids, strict=True))
+
+    return of(train, tokens[0]), of(test, tokens[1])
+
+
+def _tokens(probe: ProbeSet) -> list[list[int]]:
+    """Each token of an example once, special ones left out; none where the inputs are no tokens."""
+    ids, stack = probe.inputs.get("input_ids"), probe.stacks[0]
+    if ids is None or ids.ndim != 2 or stack not in probe.real:
+        return [[] for _ in range(probe.n_examples)]
+    kept = probe.real[stack] & ~probe.special[stack]
+    return [np.unique(row[mask]).tolist() for row, mask in zip(ids, kept, strict=True)]
 
 
 def _hash(*parts: str) -> str:

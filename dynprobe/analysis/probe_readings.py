@@ -142,7 +142,7 @@ def _prepare(start: Moment, task: str, plan: Plan) -> tuple[_Prepared | None, li
     rows, subsets = [], {}
     for fraction in plan.fractions:
         chosen = plan.subsets(labels, fraction)
-        reasons = [why for part in chosen if (why := refusal_of_classes(labels.train[part]))]
+        reasons = [why for part in chosen if (why := refusal_of_classes(labels.train[part], labels.n_classes))]
         if reasons:
             rows.append({**row, "group": group_name(task, fraction), **reasons[0]})
         else:

@@ -83,8 +83,8 @@ def difference_rows(readings: Sequence[Reading], plan: Plan) -> Iterator[Row]:
                 "metric": "knowledge_difference", "comparison": "between", "run_a": first.moment.name,
                 "step_a": first.moment.step, "run_b": other.moment.name, "step_b": other.moment.step,
             }  # fmt: skip
-            if first.labels.test_fingerprint != other.labels.test_fingerprint:
-                reason = "the runs have different test examples of the same probe task"
+            if first.labels.fingerprint != other.labels.fingerprint:
+                reason = "the runs have different examples of the same probe task"
                 yield {**common, "group": task, "status": "incompatible", "reason": reason}
                 continue
             yield from _compared(first, other, common, plan)

@@ -1,5 +1,7 @@
 """Probes of other tasks: against scikit-learn, verdicts on made-up changes, what is chosen where, what cannot be probed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -134,12 +136,12 @@ def test_runs_are_compared_on_the_same_test_examples():
     assert row["low"] > 0
     assert (row["run_a"], row["run_b"], row["comparison"]) == ("a", "b", "between")
     assert "a against b, at the last layer, also the best, better from a" in result.findings[-1]
-    other = fake_run("b", n_test=150)
-    clash = rows(probe_suite((*moments(a), *moments(other))), "difference").iloc[0]
-    assert (clash["status"], clash["reason"]) == (
-        "incompatible",
-        "the runs have different test examples of the same probe task",
-    )
+    for other in (fake_run("b", n_test=150), fake_run("b", n_train=90)):
+        clash = rows(probe_suite((*moments(a), *moments(other))), "difference").iloc[0]
+        assert (clash["status"], clash["reason"]) == (
+            "incompatible",
+            "the runs have different examples of the same probe task",
+        )
 
 
 def test_fewer_training_examples():
@@ -174,13 +176,73 @@ def test_examples_that_share_a_text_stay_together():
     part = labels.subset(0.2, 1)
     assert len(part) == 24
     assert len(set(part // 4)) == 6
-    train, test = labels.control()
-    assert all(len(set(train[4 * i : 4 * i + 4])) == 1 for i in range(30))
-    both = np.concatenate([train[::4], test[::4]])
-    assert np.abs(np.bincount(both) / len(both) - 1 / 3).max() < 1 / len(both) + 1e-9
     wide = probe_suite(moments(run)).select(metric="knowledge_accuracy", position="last layer", step_a=0).iloc[0]
     alone = wilson_interval(round(wide["value"] * 200), 200)
     assert wide["high"] - wide["low"] >= alone[1] - alone[0] - 1e-12
+
+
+def with_words(run: FakeRun, words: dict[str, np.ndarray]) -> FakeRun:
+    """The same run, each example with the token that it is given, and one that all share."""
+    changed = []
+    for part, probe in zip(("train", "test"), run.tasks["subj"], strict=True):
+        ids = np.stack([100 + words[part], np.full(probe.n_examples, 7)], axis=1)
+        mask = np.ones_like(ids, dtype=bool)
+        changed.append(replace(probe, inputs={"input_ids": ids}, real={"model": mask}, special={"model": ~mask}))
+    return replace(run, tasks={"subj": tuple(changed)})
+
+
+def test_control_labels_are_those_of_words() -> None:
+    rng = np.random.default_rng(0)
+    words = {"train": np.arange(600) % 30, "test": rng.integers(35, size=400)}
+    run = with_words(fake_run(n_train=600, n_test=400, n_classes=3, strengths=((0.0, 2.0), (0.0, 2.0))), words)
+    train, test = TaskLabels.of(*run.tasks["subj"]).control()
+    of_word = {word: {int(label) for label in train[words["train"] == word]} for word in range(30)}
+    assert all(len(labels) == 1 for labels in of_word.values())
+    assert all({int(label)} == of_word[word] for word, label in zip(words["test"], test, strict=True) if word < 30)
+    assert (np.bincount(train) / 600).tolist() == pytest.approx([1 / 3] * 3, abs=1 / 30)
+
+
+@pytest.mark.parametrize("knows_words", [False, True])
+def test_selectivity_is_low_where_words_would_explain_the_accuracy(knows_words: bool) -> None:
+    rng = np.random.default_rng(0)
+    words = {"train": rng.permutation(600) % 20, "test": rng.integers(20, size=400)}
+    run = with_words(fake_run(n_train=600, n_test=400, d=24, strengths=((0.0, 6.0), (0.0, 6.0))), words)
+    if knows_words:
+        for snapshot in run.snapshots.values():
+            for (part, _, _), array in snapshot.vectors.items():
+                array[:, :20] += 20 * np.eye(20)[words[part.removeprefix("subj.")]]
+    result = probe_suite(moments(run))
+    accuracy, lot = (
+        rows(result, name, position="last layer", step_a=50)["value"].iloc[0] for name in ("accuracy", "selectivity")
+    )
+    assert accuracy > 0.95
+    control = accuracy - lot
+    assert control > 0.95 if knows_words else 0.35 < control < 0.65
+
+
+def test_a_class_without_training_examples_is_said() -> None:
+    run = fake_run(n_train=120, n_test=200, n_classes=3)
+    train, test = run.tasks["subj"]
+    run = replace(run, tasks={"subj": (replace(train, labels=np.asarray(train.labels) % 2), test)})
+    row = rows(probe_suite(moments(run)), "accuracy").iloc[0]
+    assert (row["status"], row["reason"]) == (
+        "insufficient-sample",
+        "a class has 0 training examples; at least 5 are needed, one for each fold",
+    )
+
+
+def test_an_interval_of_several_fits_is_never_narrower_than_that_of_one() -> None:
+    groups = tuple(str(i) for i in range(40))
+    right = np.ones((3, 40), dtype=bool)
+    assert accuracy_interval(right, groups, level=0.95) == accuracy_interval(right[:1], groups, level=0.95)
+    assert accuracy_interval(right, groups, level=0.95)[0] < 0.92
+    assert change_interval(right, right, groups, level=0.95) == change_interval(
+        right[:1], right[:1], groups, level=0.95
+    )
+    rng = np.random.default_rng(0)
+    apart = rng.random((3, 40)) < np.array([[0.2], [0.5], [0.8]])
+    low, high = accuracy_interval(apart, groups, level=0.95)
+    assert high - low > 0.8, "three fits that disagree say little about a fourth"
 
 
 @pytest.mark.parametrize(
