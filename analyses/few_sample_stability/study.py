@@ -46,6 +46,7 @@ HEADLINES = (
     "With 4 times the steps the scores are higher",
 )
 _SHOWN_STEPS = 1000  # of r(t)
+_WEAK = 0.01  # of their way: weights that are pulled no further than this are hardly pulled
 
 Results = Sequence[Mapping[str, Any]]
 
@@ -69,7 +70,7 @@ def render(results: Results, figures: Path) -> dict[str, str]:
         "scores": "\n\n".join(f"**{model}**\n\n{_score_table(arms)}" for model, arms in models.items()),
         "beside": "\n\n".join(f"**{model}**\n\n{_beside_table(arms)}" for model, arms in models.items()),
         "decay": "\n".join(_decay_said(cells)),
-        "limits": _limits(models),
+        "limits": " ".join(filter(None, [_limits(models), *_short_said(models)])),
         "versions": versions_of(results),
         "n_cells": str(len(cells_of(results))),
         **_draw(models, cells, figures),
@@ -196,10 +197,12 @@ def _decay_said(cells: Mapping[str, Cells]) -> list[str]:
             strength = setup["weight_decay"] or make_method("pull", **setup["methods"].get("pull", {})).strength
             plain = {cell["seed"]: cell["stages"][-1]["training"]["loss"] for cell in own[ADAM]}
             other = [cell["stages"][-1]["training"]["loss"] != plain.get(cell["seed"]) for cell in own[arm]]
+            share = pulled_share(setup, strength)
+            weak = ". So little can hardly matter: of the method itself it says nothing" if share < _WEAK else ""
             lines.append(
-                f"* **{model}**, {name_of(arm)} of {strength:g}: a weight without a gradient goes "
-                f"{pulled_share(setup, strength):.2g} of its way in the whole training; the training loss differs from that of "
-                f"Adam with {sum(other)} of {len(other)} seeds."
+                f"* **{model}**, {name_of(arm)} of {strength:g}: a weight without a gradient goes {share:.2g} of its way in "
+                f"the whole training; the training loss differs from that of Adam with {sum(other)} of {len(other)} seeds"
+                f"{weak}."
             )
     return lines or ["Not measured."]
 
@@ -210,6 +213,20 @@ def _limits(models: Mapping[str, Arms]) -> str:
         return ""
     named = ", ".join(f"{model} {n}" for model, n in few.items())
     return f"With few seeds ({named}) only large effects can be told, and spreads hardly at all."
+
+
+def _short_said(models: Mapping[str, Arms]) -> list[str]:
+    """Whether more steps help because there were too few to fit the training examples."""
+    lines = []
+    for model, arms in models.items():
+        longer = next((arm for arm in arms if arm.startswith("steps")), None)
+        if longer is not None:
+            losses = [arms[arm]["final_loss"].mean() for arm in (ADAM, longer)]
+            lines.append(
+                f"More steps help {model} where it has not yet fitted its training examples: its last training loss is "
+                f"{losses[0]:.2f}, and {losses[1]:.2f} with {name_of(longer)}."
+            )
+    return lines
 
 
 def _draw(models: Mapping[str, Arms], cells: Mapping[str, Cells], figures: Path) -> dict[str, str]:

@@ -8,15 +8,20 @@ import numpy as np
 import pandas as pd
 
 from dynprobe.cli.study import study_command
+from dynprobe.experiments.statements import p_words
 from dynprobe.experiments.tables import arm_table, interval, markdown, points, score_frame, versions_of
 from dynprobe.report.panels import differences, list_height, save_panels
 
 MARGIN = 0.02
 RELEASED = "-released"
+_SURE = 0.05  # largest p, corrected
 _WORDS = {
     "better": "better",
+    "better, alone": "better by its own interval, not after correction for their number",
     "non-inferior": f"non-inferior within {100 * MARGIN:g} points",
+    "worse": f"worse, perhaps by less than {100 * MARGIN:g} points",
     "inferior": "inferior",
+    "inferior, alone": "inferior by its own interval, not after correction for their number",
     "cannot tell": "cannot be told from an inferior one",
 }
 
@@ -62,14 +67,25 @@ def _findings(table: pd.DataFrame) -> str:
     lines = []
     for model, part in table.groupby("model", sort=False):
         part = part[~part["arm"].str.endswith(RELEASED)]
+        words = part.apply(_word, axis=1)
         standard = part[part["arm"] == "standard"].iloc[0]
         lines.append(f"* **{model}** ({standard['n']} seeds, standard training {points(standard['mean'])}):")
         for word, said in _WORDS.items():
-            named = part[part["verdict"] == word]
+            named = part[words == word]
             if len(named):
                 gaps = (f"{row.arm} ({points(row.difference, sign=True)})" for row in named.itertuples())
                 lines.append(f"  {said}: {', '.join(gaps)}.")
     return "\n".join(lines)
+
+
+def _word(row: pd.Series) -> str | None:
+    """The verdict, as far as it stands among all methods of a model."""
+    sure = row["p"] < _SURE
+    if row["verdict"] in ("better", "inferior"):
+        return str(row["verdict"]) if sure else f"{row['verdict']}, alone"
+    if row["verdict"] == "cannot tell" and sure:
+        return "worse"
+    return row["verdict"] if isinstance(row["verdict"], str) else None
 
 
 def _table(model: str, part: pd.DataFrame) -> str:
@@ -81,7 +97,7 @@ def _table(model: str, part: pd.DataFrame) -> str:
             [
                 row["arm"], str(row["n"]), points(row["mean"]), points(row["sd"]), points(row["median"]),
                 interval(row["difference"], row["low"], row["high"]),
-                "–" if p != p else "< 0.001" if p < 0.001 else f"{p:.3f}",
+                "–" if p != p else p_words(p),
                 row["verdict"] if isinstance(row["verdict"], str) else "–",
             ]
         )  # fmt: skip
@@ -94,7 +110,7 @@ def _costs(results: Results) -> str:
     for arm in dict.fromkeys(result["arm"] for result in results):
         curves = [result["stages"][0]["training"] for result in results if result["arm"] == arm]
         forward, backward = (1 + _mean(curves, name, absent=0.0) for name in ("extra_forwards", "extra_backwards"))
-        regulariser, share = _mean(curves, "regulariser"), _mean(curves, "dropout_share")
+        regulariser, shares = _mean(curves, "regulariser"), _values(curves, "dropout_share")
         passes = (f"{forward + 2 * backward:.2f}", f"{(forward + 2 * backward) / 3:.2f}")
         rows.append(
             [
@@ -103,19 +119,25 @@ def _costs(results: Results) -> str:
                 f"{backward:.2f}",
                 passes[1],
                 _short(regulariser),
-                "–" if share != share else points(share),
+                points(float(np.median(shares))) if shares else "–",
             ]
         )
-    header = ["method", "forward", "backward", "of standard", "regulariser", "of it by dropout alone, %"]
+    header = ["method", "forward", "backward", "of standard", "regulariser", "dropout alone, %"]
     return (
         markdown(header, rows)
-        + "\n\n*Of standard*: (forward + 2 backward) / 3, a backward pass counted as two forward ones."
+        + "\n\n*Of standard*: (forward + 2 backward) / 3, a backward pass counted as two forward ones. *Dropout alone*: the "
+        "divergence of two passes without the noise over that of the two with it, median over the steps at which it was "
+        "measured; each is of dropout masks of its own, so that single ones scatter about it."
     )
 
 
 def _mean(curves: Sequence[Mapping[str, Any]], name: str, *, absent: float = float("nan")) -> float:
-    values = [value for curve in curves for value in curve.get(name, []) if value is not None]
+    values = _values(curves, name)
     return float(np.mean(values)) if values else absent
+
+
+def _values(curves: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [value for curve in curves for value in curve.get(name, []) if value is not None]
 
 
 def _short(value: float) -> str:

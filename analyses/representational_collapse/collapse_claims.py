@@ -15,7 +15,7 @@ RELEASED_NOISE = 1e-5
 # The methods that the paper proposes.
 CLAIMED = ("r3f", "r4f")
 # Part of the divergence that noise would have to make, so that R3F is more than dropout twice.
-_SHARE_MARGIN = 0.05
+SHARE_MARGIN = 0.05
 
 Results = Sequence[Mapping[str, Any]]
 
@@ -56,7 +56,7 @@ def _retained(cycles: Mapping[str, Sequence[Chain]]) -> Iterator[Statement]:
 
 
 def _noise(rows: Sequence[NoiseRow]) -> Iterator[Statement]:
-    """Whether the noise does anything at the released scale that dropout does not do alone."""
+    """Whether the noise of the released scale does anything that the dropout of both passes does not do alone."""
     for row in rows:
         if row.with_dropout and row.noise == RELEASED_NOISE and row.share.values:
             yield _is_dropout(row.share, row.all_dropout)
@@ -72,7 +72,7 @@ def _is_dropout(share: OverSeeds, everything: OverSeeds) -> Statement:
     if gap is None:
         return Statement(text=text, shown="too few seeds")
     low, high = 100 * (1 + gap.low), 100 * (1 + gap.high)
-    shown = f"dropout alone makes {100 * (1 + gap.difference):.1f} % [{low:.1f}, {high:.1f}] of its divergence"
-    apart = gap.low > _SHARE_MARGIN or gap.high < -_SHARE_MARGIN
-    p = equivalence_p(share, everything, margin=_SHARE_MARGIN)
+    shown = f"without the noise it has {100 * (1 + gap.difference):.2f} % [{low:.2f}, {high:.2f}] of its divergence"
+    apart = gap.low > SHARE_MARGIN or gap.high < -SHARE_MARGIN
+    p = equivalence_p(share, everything, margin=SHARE_MARGIN)
     return Statement(text=text, shown=f"{shown}, {gap.n_x} seeds", brief=shown, p=p, as_claimed=True, refuted=apart)

@@ -28,7 +28,9 @@ class NoiseRow:
     divergence
         Mean symmetric KL divergence between clean and noisy pass, in nats.
     share
-        Part of it that dropout alone makes, by seed; empty without dropout.
+        That of the training with the same seed and the same dropout masks, but without noise, over it; empty without dropout.
+    measured
+        Dropout alone over all of it, each with masks of its own, at the steps at which it was measured.
     score
         Accuracy on the test split, by seed.
     base
@@ -39,6 +41,7 @@ class NoiseRow:
     with_dropout: bool
     divergence: float
     share: OverSeeds
+    measured: tuple[float, ...]
     score: OverSeeds
     base: OverSeeds | None
 
@@ -68,8 +71,9 @@ def noise_rows(results: Results) -> list[NoiseRow]:
             NoiseRow(
                 noise=float(stages[0]["setup"]["methods"]["r3f"]["eps"]),
                 with_dropout=with_dropout,
-                divergence=float(np.mean([np.mean(stage["training"].get("regulariser", [0.0])) for stage in stages])),
-                share=_shares(own if with_dropout else []),
+                divergence=float(np.mean(list(_divergences(own).values()))),
+                share=_shares(own, base) if with_dropout and base is not None else OverSeeds(values={}),
+                measured=_measured(stages),
                 score=_scores(own),
                 base=None if base is None or base is own else _scores(base),
             )
@@ -77,15 +81,22 @@ def noise_rows(results: Results) -> list[NoiseRow]:
     return sorted(rows, key=lambda row: (not row.with_dropout, row.noise))
 
 
-def _shares(own: Results) -> OverSeeds:
-    """The part that dropout makes, mean over the steps at which it was measured."""
-    measured = {
-        result["seed"]: [
-            share for share in result["stages"][0]["training"].get("dropout_share", []) if share is not None
-        ]
-        for result in own
-    }
-    return OverSeeds(values={seed: float(np.mean(shares)) for seed, shares in measured.items() if shares}, unit=SHARES)
+def _divergences(own: Results) -> dict[int, float]:
+    """Mean over the training, by seed."""
+    return {result["seed"]: float(np.mean(result["stages"][0]["training"].get("regulariser", [0.0]))) for result in own}
+
+
+def _shares(own: Results, base: Results) -> OverSeeds:
+    """Divergence without noise over that with it, of the seeds that both have."""
+    without, found = _divergences(base), _divergences(own)
+    return OverSeeds(
+        values={seed: without[seed] / value for seed, value in found.items() if seed in without}, unit=SHARES
+    )
+
+
+def _measured(stages: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+    shares = (share for stage in stages for share in stage["training"].get("dropout_share", []))
+    return tuple(share for share in shares if share is not None)
 
 
 def _scores(own: Results) -> OverSeeds:

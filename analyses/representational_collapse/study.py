@@ -22,7 +22,7 @@ from collapse_chain import (
     source_change,
     source_probes,
 )
-from collapse_claims import MARGIN, RELEASED_NOISE, STANDARD, statements
+from collapse_claims import MARGIN, RELEASED_NOISE, SHARE_MARGIN, STANDARD, statements
 from collapse_noise import NoiseRow, noise_rows
 
 from dynprobe.cli.study import study_command
@@ -49,6 +49,7 @@ def render(results: Results, figures: Path) -> dict[str, str]:
         "n_probe": str(example.n_probe),
         "trainings": _trainings(models, chains),
         "margin": f"{100 * MARGIN:g}",
+        "share_margin": f"{100 * SHARE_MARGIN:g}",
         "holds": listed(judged, HOLDS),
         "fails": listed(judged, FAILS),
         "open": listed(judged, OPEN),
@@ -311,7 +312,8 @@ def _noise(models: Mapping[str, Results], path: Path) -> str:
             "noise",
             "dropout",
             "divergence, nats",
-            "of it by dropout alone, % [95 %]",
+            "without the noise, % of it [95 %]",
+            "dropout alone, other masks, %",
             "score",
             "difference [95 %]",
         ]
@@ -324,13 +326,13 @@ def _noise(models: Mapping[str, Results], path: Path) -> str:
 
 
 def _noise_row(row: NoiseRow) -> list[str]:
-    gap, share = row.gap, beside(row.share, row.all_dropout).mean
-    part = "–"
-    if share is not None:
-        part = f"{100 * (1 + share.difference):.1f} [{100 * (1 + share.low):.1f}, {100 * (1 + share.high):.1f}]"
+    share = beside(row.share, row.all_dropout).mean
+    ends = [] if share is None else [100 * (1 + value) for value in (share.difference, share.low, share.high)]
+    part = "{:.2f} [{:.2f}, {:.2f}]".format(*ends) if ends else "–"
+    measured = f"{100 * np.median(row.measured):.1f}" if row.measured and row.with_dropout else "–"
     dropout = "as pretrained" if row.with_dropout else "none"
     score = points(float(row.score.array.mean()))
-    return [f"{row.noise:g}", dropout, f"{row.divergence:.2e}", part, score, _interval(gap)]
+    return [f"{row.noise:g}", dropout, f"{row.divergence:.2e}", part, measured, score, _interval(row.gap)]
 
 
 def _without_dropout(rows: Sequence[NoiseRow]) -> str:

@@ -229,7 +229,8 @@ def same(text: str, x: OverSeeds, y: OverSeeds, *, margin: float) -> Statement:
     if gap is None:
         return Statement(text=text, shown=_TOO_FEW)
     equal = sum(x.values[seed] == y.values[seed] for seed in found.shared)
-    shown = f"{x.gap_words(gap)}, the very same score with {equal} of {found.seed_words}"
+    seeds = f"the very same value with {equal} of {found.seed_words}" if found.paired else found.seed_words
+    shown = f"{x.gap_words(gap)}, {seeds}"
     p, apart = equivalence_p(x, y, margin=margin), gap.low > margin or gap.high < -margin
     return Statement(text=text, shown=shown, brief=x.gap_words(gap), p=p, as_claimed=True, refuted=apart)
 
@@ -250,7 +251,8 @@ def varies(text: str, x: OverSeeds, y: OverSeeds, *, more: bool) -> Statement:
     one, other = found.spread.sds
     sds = f"standard deviation {points(one)} against {points(other)} points"
     shown = f"{sds}, ratio {found.ratio_words}, {len(x.values)} and {len(y.values)} seeds"
-    as_claimed = one > other if more else one < other
+    far, near = (float(np.abs(side.array - np.median(side.array)).mean()) for side in (x, y))  # what is tested
+    as_claimed = far > near if more else far < near
     return Statement(text=text, shown=shown, brief=sds, p=found.spread.p_value, as_claimed=as_claimed)
 
 

@@ -65,12 +65,12 @@ def over_seeds(own: pd.DataFrame, column: str = "score") -> OverSeeds:
     own
         Rows of :func:`trial_frame`.
     column
-        Which; a ``score`` is a share with steps of 1 / n_test.
+        Which; a ``score`` is shown as a share, with steps of its ``resolution``.
     """
     values, paired = dict(zip(own["seed"], own[column], strict=True)), bool(own["paired"].all())
     if column != "score":
         return OverSeeds(values=values, paired=paired)
-    return OverSeeds(values=values, paired=paired, resolution=1.0 / float(own["n_test"].iloc[0]), unit=SHARES)
+    return OverSeeds(values=values, paired=paired, resolution=float(own["resolution"].iloc[0]), unit=SHARES)
 
 
 def moved(cells: Cells) -> dict[str, pd.DataFrame]:

@@ -52,13 +52,14 @@ def judge(statements: Sequence[Statement], *, level: float = 0.95) -> list[State
     statements
         What is judged together; those that could not be tested do not count.
     level
-        1 - level is the chance that any of them is wrongly said to hold, or its opposite.
+        1 - level is the chance that p says wrongly of any of them that it holds, or its opposite. What is refuted by an
+        interval is so for each by itself.
 
     Returns
     -------
     list of Statement
         In the same order. One holds when the corrected p is below 1 - level and what was found goes its way; it does not hold
-        when p is and what was found goes the other way, or when it is refuted; else nothing can be told.
+        when p is and what was found goes the other way, or otherwise when it is refuted; else nothing can be told.
 
     Examples
     --------

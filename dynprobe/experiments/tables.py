@@ -1,4 +1,4 @@
-"""Tables of an experiment's results: one row per training, and each arm beside the first, paired by seed."""
+"""Tables of an experiment's results: one row per training, and each arm beside the first."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import pandas as pd
 
 from dynprobe.errors import DynprobeError
 from dynprobe.experiments.grid import cells_of, pairs_of
-from dynprobe.metrics import failed_runs, holm, paired_difference, summarise_trials, verdict
+from dynprobe.metrics import failed_runs, holm, paired_difference, summarise_trials, verdict, welch_difference
 
 # In place of a verdict: scores on different examples are not compared.
 OTHER_TASK = "another task"
@@ -27,7 +27,8 @@ def score_frame(results: Results) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``score`` is the accuracy on the test split, or for regression minus the mean squared error; ``validation`` the same on
-        the validation split; ``n_test`` how many examples it is measured on. Other columns are as in the results.
+        the validation split; ``n_test`` how many examples it is measured on; ``resolution`` the step of the score.
+        Other columns are as in the results.
     """
     rows = [
         {
@@ -40,6 +41,7 @@ def score_frame(results: Results) -> pd.DataFrame:
             "validation": _score(stage["scores"], "eval"),
             "majority": stage["majority"],
             "n_test": stage["n_test"],
+            "resolution": 1.0 / stage["n_test"] if _is_accuracy(stage["scores"]) else 0.0,
             "kept_step": stage["scores"].get("kept_step"),
             "seconds": stage["seconds"],
         }
@@ -77,7 +79,7 @@ def last_stages(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def arm_table(frame: pd.DataFrame, *, reference: str | None = None, margin: float = 0.02) -> pd.DataFrame:
-    """Each arm of each model: scores over the seeds, and the paired difference from the reference.
+    """Each arm of each model: scores over the seeds, and the difference from the reference, paired where a seed means the same.
 
     Parameters
     ----------
@@ -92,8 +94,9 @@ def arm_table(frame: pd.DataFrame, *, reference: str | None = None, margin: floa
     -------
     pandas.DataFrame
         ``n``, ``mean``, ``sd``, ``median``, ``min``, ``max``; ``failed`` (share of runs at most two points above the commonest
-        class); ``difference``, ``low``, ``high`` (95 %, paired by seed); ``p`` corrected by Holm for the arms of a model;
-        ``verdict`` as :func:`~dynprobe.metrics.verdict` words it, or "another task". Empty for the reference itself.
+        class); ``difference``, ``low``, ``high`` (95 %), ``paired`` by seed, or by Welch's test where an arm has another number
+        of trainings before it, so that a seed means another head and another order; ``p`` corrected by Holm for the arms of a
+        model; ``verdict`` as :func:`~dynprobe.metrics.verdict` words it, or "another task". Empty for the reference itself.
 
     Raises
     ------
@@ -114,7 +117,7 @@ def arm_table(frame: pd.DataFrame, *, reference: str | None = None, margin: floa
 
 
 def _arm_row(model: str, arm: str, part: pd.DataFrame, reference: pd.DataFrame, margin: float) -> dict[str, Any]:
-    scores, step = part["score"].to_numpy(), 1.0 / float(part["n_test"].iloc[0])
+    scores, step = part["score"].to_numpy(), float(part["resolution"].iloc[0])
     row: dict[str, Any] = {"model": model, "arm": arm, "n": len(scores), "mean": scores.mean()}
     if len(scores) > 1:
         found = summarise_trials(scores, resolution=step)
@@ -134,8 +137,9 @@ def _arm_row(model: str, arm: str, part: pd.DataFrame, reference: pd.DataFrame, 
         row["verdict"] = OTHER_TASK
     elif len(shared) > 1:
         one, other = part.loc[shared, "score"].to_numpy(), reference.loc[shared, "score"].to_numpy()
-        gap = paired_difference(one, other, resolution=step)
-        row |= {"difference": gap.difference, "low": gap.low, "high": gap.high, "p": gap.p_two_sided}
+        paired = set(part["stage"]) == set(reference["stage"])
+        gap = (paired_difference if paired else welch_difference)(one, other, resolution=step)
+        row |= {"difference": gap.difference, "low": gap.low, "high": gap.high, "p": gap.p_two_sided, "paired": paired}
         row["verdict"] = verdict((gap.low, gap.high), margin)
     return row
 
@@ -175,6 +179,10 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
 def versions_of(results: Results) -> str:
     """The versions that results were made with, in words."""
     return ", ".join(f"{name} {number}" for name, number in results[0]["versions"].items())
+
+
+def _is_accuracy(scores: Mapping[str, float]) -> bool:
+    return any(name.endswith("_accuracy") for name in scores)
 
 
 def _score(scores: Mapping[str, float], split: str) -> float | None:

@@ -92,11 +92,12 @@ def test_statements_follow_from_the_results(study: ModuleType) -> None:
         "the scores are lower than with Adam", "the scores vary more", "the last training loss is higher",
         "more runs never fit", "r(t) times as long scores lower", "r(t) times as long scores as BERTAdam",
         "divided by r(t) scores higher", "divided by r(t) scores as Adam", "1 block re-initialised the scores are higher",
-        "the training loss of the first half is lower", "these move less", "2 times the steps the scores are higher",
+        "the training loss of the first half is lower", "move less than pretrained ones",
+        "2 times the steps the scores are higher",
     ):  # fmt: skip
         assert verdict(said, words) == HOLDS, words
     assert verdict(said, "larger throughout") == FAILS, "the scores lie further apart than the margin"
-    assert verdict(said, "Mixout") == FAILS, "the whole interval lies within the margin"
+    assert verdict(said, "With Mixout Adam scores as without") == HOLDS, "the whole interval lies within the margin"
     assert verdict(said, "2 times the steps the scores vary less") == OPEN
 
 

@@ -106,7 +106,7 @@ def test_a_small_difference_fails_only_within_the_margin() -> None:
 def test_equality_holds_within_the_margin_and_fails_beyond_it() -> None:
     near = [*X[:-1], X[-1] + 0.001]
     said = same("", arm(near), arm(X), margin=0.02)
-    assert "the very same score with 5 of 6 seeds" in said.shown
+    assert "the very same value with 5 of 6 seeds" in said.shown
     assert verdict(said) == HOLDS
     assert verdict(same("", arm(X), arm(Y), margin=0.02)) == FAILS
     assert verdict(same("", arm(X), arm(Y), margin=0.08)) == OPEN

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from scipy.stats import ttest_ind
 
 from dynprobe.errors import DynprobeError
 from dynprobe.experiments.readings import weights_moved
@@ -36,6 +37,21 @@ def test_differences_are_paired_by_seed() -> None:
     assert table.loc["standard", "failed"] == 0.0
     turned = arm_table(last_stages(score_frame(results)), reference="other").set_index("arm")
     assert turned.loc["standard", "verdict"] == "inferior"
+
+
+def test_after_an_earlier_training_nothing_is_paired() -> None:
+    scores = {"standard": (0.50, 0.60, 0.70, 0.80), "chain": (0.55, 0.66, 0.74, 0.85)}
+    results = [result("standard", seed, score) for seed, score in enumerate(scores["standard"])]
+    results += [result("chain", seed, 0.0, score) for seed, score in enumerate(scores["chain"])]
+    row = arm_table(last_stages(score_frame(results))).set_index("arm").loc["chain"]
+    assert not row["paired"]
+    assert row["p"] == pytest.approx(ttest_ind(scores["chain"], scores["standard"], equal_var=False).pvalue, rel=1e-9)
+
+
+def test_a_mean_squared_error_has_no_step() -> None:
+    measured = result("a", 0, 0.5)
+    measured["stages"][0]["scores"] = {"test_mean_squared_error": 0.5, "eval_mean_squared_error": 0.5}
+    assert score_frame([measured, result("b", 0, 0.5)])["resolution"].tolist() == [0.0, 0.01]
 
 
 def test_p_values_are_corrected_within_a_model() -> None:
