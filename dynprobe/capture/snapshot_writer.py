@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dynprobe.capture.architecture import Architecture, Stack, transformer_inside
 from dynprobe.capture.background import InOrder
+from dynprobe.capture.frozen import frozen
 from dynprobe.capture.guard import set_eager_attention
 from dynprobe.capture.measure import Batch, Measurement, batches, measure, real_attention, tokens
 from dynprobe.capture.outputs import Said, what_it_says
@@ -125,10 +126,11 @@ def _stream(file: FileWriter, model: nn.Module, job: SnapshotJob, *, step: int, 
             output = what_it_says(measurement, job.architecture, vocabulary)
             if output is not None:
                 said.append(output)
-        for part, probe in job.tasks.items():
-            _write_task(sink, model, job.architecture, part, probe)
-            if job.baseline is not None:
-                _write_task(sink, job.baseline, job.architecture, part, probe, mark=RANDOM)
+        with frozen(model) if job.tasks else nullcontext():
+            for part, probe in job.tasks.items():
+                _write_task(sink, model, job.architecture, part, probe)
+                if job.baseline is not None:
+                    _write_task(sink, job.baseline, job.architecture, part, probe, mark=RANDOM)
     if sink.overflowed:  # only now, when all of them are known
         raise DoesNotFitFloat16(sink.overflowed)
     _write_outputs(sink, said)

@@ -22,6 +22,7 @@ from transformers import (
 
 from dynprobe.capture import random_encoder as random_encoder_module
 from dynprobe.capture.callback import DynprobeCallback
+from dynprobe.capture.frozen import weight_hashes
 from dynprobe.capture.plan import make_plan
 from dynprobe.capture.random_encoder import random_encoder
 from dynprobe.capture.recorder import Recorder
@@ -157,6 +158,45 @@ class Unmakable(BertForSequenceClassification):
         if self.is_closed:
             raise KeyError("no")
         super().__init__(config)
+
+
+class Restless(BertForSequenceClassification):
+    """A model whose forward pass changes a weight of its own, by the least that there is, once it is asked to."""
+
+    restless = False
+
+    def forward(self, *args: Any, **inputs: Any) -> Any:
+        if self.restless:
+            weight = self.bert.encoder.layer[0].output.dense.weight
+            weight.view(torch.int32)[0, 0] ^= 1
+        return super().forward(*args, **inputs)
+
+
+def test_an_encoder_that_does_not_stay_frozen_is_found_out(tmp_path: Path) -> None:
+    model = bert(kind=Restless)
+    with record(model, probe_set(), tmp_path / "run", probe_tasks={"wic": task()}) as recorder:
+        recorder.snapshot(0)
+        model.restless = True
+        with pytest.raises(
+            CaptureError, match=r"must stay frozen.*encoder\.layer\.0\.output\.dense\.weight.*\(1 of \d+ param"
+        ):
+            recorder.snapshot(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.complex128, torch.bool])
+@pytest.mark.parametrize("with_torchs", [True, False])
+def test_the_hash_of_a_weight_moves_with_any_value(
+    dtype: torch.dtype, with_torchs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not with_torchs:
+        monkeypatch.delattr(torch, "hash_tensor", raising=False)
+    module = nn.Module()
+    module.register_parameter("w", nn.Parameter(torch.ones(7, 5).to(dtype).T, requires_grad=False))
+    module.register_parameter("empty", nn.Parameter(torch.ones(0)))
+    before = weight_hashes(module)
+    assert before == weight_hashes(module)
+    module.w.data[2, 3] = 0
+    assert weight_hashes(module)["w"] != before["w"]
 
 
 def test_a_run_goes_on_with_its_own_tasks_and_measures_no_random_encoder_again(tmp_path: Path) -> None:
