@@ -25,7 +25,9 @@ from collapse_chain import (
 from collapse_claims import MARGIN, RELEASED_NOISE, SHARE_MARGIN, STANDARD, statements
 from collapse_noise import NoiseRow, noise_rows
 
+from dynprobe.analysis.knowledge import UNCLEAR, detectable_change, verdict
 from dynprobe.cli.study import study_command
+from dynprobe.errors import DynprobeError
 from dynprobe.experiments.grid import cells_of
 from dynprobe.experiments.over_seeds import OverSeeds, beside
 from dynprobe.experiments.statements import FAILS, HOLDS, OPEN, Statement, headlines, judge, listed
@@ -42,10 +44,10 @@ def render(results: Results, figures: Path) -> dict[str, str]:
     models = _by_model(results)
     chains = {model: chains_of(own, cycles=1) for model, own in models.items()}
     example = next(iter(next(iter(chains.values())).values()))[0]
-    judged = _judged(results)
+    probed, judged = _probed(example), _judged(results)
     return {
         "chain": " → ".join(example.tasks),
-        "probed": ", ".join(example.probed),
+        "probed": probed,
         "n_probe": str(example.n_probe),
         "trainings": _trainings(models, chains),
         "margin": f"{100 * MARGIN:g}",
@@ -71,6 +73,22 @@ def summary(results: Results) -> list[tuple[str, str, str]]:
     """The claims: claim, what was measured, verdicts."""
     judged = _judged(results)
     return list(headlines(judged, list(dict.fromkeys(said.text for found in judged.values() for said in found))))
+
+
+def _probed(example: Chain) -> str:
+    """The tasks that are probed, and why others are not.
+
+    Raises
+    ------
+    DynprobeError
+        When a task of the chain could not be probed, or was not to be.
+    """
+    refused = {task: found["reason"] for task, found in example.stages[0]["probes"].items() if "status" in found}
+    missing = [task for task in example.tasks if task not in example.probed]
+    if missing:
+        why = refused.get(missing[0], "it is not among the `probes` of the experiment")
+        raise DynprobeError(f"every task of the chain must be probed; got none of {missing[0]}: {why}")
+    return ", ".join(example.probed) + "".join(f" ({task} could not be probed: {why})" for task, why in refused.items())
 
 
 def _by_model(results: Results) -> dict[str, list[Mapping[str, Any]]]:
@@ -132,13 +150,13 @@ def _score_table(own: Results, chains: Chains) -> str:
     steps = {arm: found[0].stages[0]["setup"]["max_steps"] for arm, found in chains.items()}
     rows = []
     for row in arm_table(frame, reference=STANDARD, margin=MARGIN).to_dict("records"):
-        arm, verdict = row["arm"], row.get("verdict")
+        arm, said = row["arm"], row.get("verdict")
         passes = np.mean([_passes(chain.stages[0]["training"]) for chain in chains[arm]])
         rows.append(
             [
                 arm, str(row["n"]), points(row.get("median")), points(row.get("sd")), points(row.get("max")),
                 interval(row.get("difference"), row.get("low"), row.get("high")),
-                verdict if isinstance(verdict, str) else "–", f"{steps[arm] / steps[STANDARD] * passes:.2f}",
+                said if isinstance(said, str) else "–", f"{steps[arm] / steps[STANDARD] * passes:.2f}",
             ]
         )  # fmt: skip
     return markdown(["method", "seeds", "median", "sd", "best of n", "difference [95 %]", "verdict", "cost"], rows)
@@ -248,9 +266,10 @@ def _change(chains: Sequence[Chain]) -> MeanDifference | None:
 def _direction(gap: MeanDifference | None) -> str:
     if gap is None:
         return "too few seeds"
-    if gap.low > -MARGIN and gap.high < MARGIN:
-        return f"retained within {100 * MARGIN:g} points"
-    return "improved" if gap.low > 0 else "degraded" if gap.high < 0 else "cannot be told"
+    said = verdict(gap.low, gap.high, margin=MARGIN)
+    if said != UNCLEAR:
+        return said
+    return f"{said}; smallest detectable change {points(detectable_change(gap.low, gap.high, level=0.95))}"
 
 
 def _interval(gap: MeanDifference | None) -> str:

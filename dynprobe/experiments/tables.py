@@ -177,8 +177,9 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
 
 
 def versions_of(results: Results) -> str:
-    """The versions that results were made with, in words."""
-    return ", ".join(f"{name} {number}" for name, number in results[0]["versions"].items())
+    """The versions that results were made with, in words; of each kind of them where they are not all the same."""
+    kinds = dict.fromkeys(tuple(result["versions"].items()) for result in results)
+    return "; or with ".join(", ".join(f"{name} {number}" for name, number in kind) for kind in kinds)
 
 
 def _is_accuracy(scores: Mapping[str, float]) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dynprobe.errors import DynprobeError
+
 FOLDER = Path(__file__).parents[2] / "analyses" / "representational_collapse"
 TASKS = ["supersense", "subj", "mr", "hyp"]
 
@@ -158,6 +160,24 @@ def test_every_task_trained_on_has_a_row(study: ModuleType, tmp_path: Path) -> N
         ["| standard, on mr", "3"],
     ]
     assert rows[5].count("-9.9 [") == 4
+
+
+def test_tasks_that_could_not_be_probed_are_named(study: ModuleType, tmp_path: Path) -> None:
+    made = results()
+    refused = {"status": "undefined", "reason": "all training examples have the same label"}
+    for result in made:
+        if result["stages"][0]["probes"]:
+            result["stages"][0]["probes"]["shift"] = refused
+    words = "(shift could not be probed: all training examples have the same label)"
+    assert study.render(made, tmp_path)["probed"] == f"supersense, subj, mr, hyp {words}"
+    for result in made:
+        for stage in result["stages"]:
+            if stage["probes"]:
+                stage["probes"]["mr"] = refused
+    with pytest.raises(
+        DynprobeError, match="every task of the chain must be probed; got none of mr: all training examples"
+    ):
+        study.render(made, tmp_path)
 
 
 def test_each_task_is_read_before_it_is_trained_on(study: ModuleType) -> None:

@@ -8,7 +8,16 @@ from scipy.stats import ttest_ind
 from dynprobe.errors import DynprobeError
 from dynprobe.experiments.readings import weights_moved
 from dynprobe.experiments.rendering import fill
-from dynprobe.experiments.tables import OTHER_TASK, arm_table, interval, last_stages, markdown, points, score_frame
+from dynprobe.experiments.tables import (
+    OTHER_TASK,
+    arm_table,
+    interval,
+    last_stages,
+    markdown,
+    points,
+    score_frame,
+    versions_of,
+)
 
 
 def result(
@@ -84,6 +93,12 @@ def test_one_seed_gives_a_mean_and_no_verdict() -> None:
     table = arm_table(score_frame([result("standard", 0, 0.6), result("x", 0, 0.7)]))
     assert "verdict" not in table.columns
     assert table["mean"].tolist() == [0.6, 0.7]
+
+
+def test_other_versions_are_named() -> None:
+    made = [{"versions": {"torch": version, "numpy": "2"}} for version in ("2.6", "2.6", "2.13")]
+    assert versions_of(made[:2]) == "torch 2.6, numpy 2"
+    assert versions_of(made) == "torch 2.6, numpy 2; or with torch 2.13, numpy 2"
 
 
 def test_numbers_in_words() -> None:
