@@ -320,13 +320,10 @@ def _reinit_panels(model: str, arms: Arms, cells: Cells) -> list[Panel]:
 
 def _steps_panel(model: str, arms: Arms, cells: Cells) -> Panel:
     kept = [arm for arm in arms if arm == ADAM or arm.startswith("steps")]
-    most = max(len(arms[arm]) for arm in kept)
-    columns = [
-        np.pad(100 * arms[arm]["score"].to_numpy(), (0, most - len(arms[arm])), constant_values=np.nan) for arm in kept
-    ]
+    table = pd.concat([arms[arm].set_index("seed")["score"] for arm in kept], axis=1, join="inner")
     steps = [last_setup(cells, arm)["max_steps"] for arm in kept]
     return curves(
-        {name_of(ADAM): (steps, np.column_stack(columns))}, title=model, x_label="steps", y_label="test accuracy, %"
+        {name_of(ADAM): (steps, 100 * table.to_numpy())}, title=model, x_label="steps", y_label="test accuracy, %"
     )
 
 
