@@ -35,7 +35,7 @@ from dynprobe.experiments.layer_questions import (
     start_against_seeds,
 )
 from dynprobe.experiments.statements import FAILS, HOLDS, OPEN, Statement, headlines, judge, listed
-from dynprobe.experiments.tables import markdown, pair_frame, points, score_frame
+from dynprobe.experiments.tables import markdown, pair_frame, points, score_frame, versions_of
 from dynprobe.report.panels import Panel, curves, save_panels
 
 Results = Sequence[Mapping[str, Any]]
@@ -106,7 +106,7 @@ def render(results: Results, figures: Path) -> dict[str, str]:
         "layers": "\n\n".join(layer_tables(results, frame, model) for model in models),
         "course": course(frame),
         "seeds": seed_words(frame),
-        "dynprobe": results[0]["versions"]["dynprobe"],
+        "versions": versions_of(cells_of(results)),
         "n_cells": str(len(cells_of(results))),
         "n_pairs": str(len(pairs_of(results))),
     }
@@ -186,10 +186,12 @@ def training_table(results: Results) -> str:
     rows = []
     for (model, arm), part in score_frame(results).groupby(["model", "arm"], sort=False):
         stages = [r["stages"][-1] for r in cells_of(results) if (r["model"], r["arm"]) == (model, arm)]
-        steps = str(stages[0]["setup"]["max_steps"])
-        seeds, mean = str(len(part)), points(float(part["score"].mean()))
-        rows.append([f"{arm} ({model})", seeds, steps, mean, points(part["majority"].iloc[0])])
-    return markdown(["data set", "seeds", "steps", "accuracy, %", "guessing, %"], rows)
+        setup = stages[0]["setup"]
+        how = [str(setup[name]) for name in ("train_examples", "max_steps", "batch_size")]
+        mean, guessing = points(float(part["score"].mean())), points(part["majority"].iloc[0])
+        rows.append([f"{arm} ({model})", str(len(part)), *how, f"{setup['learning_rate']:g}", mean, guessing])
+    header = ["data set", "seeds", "training examples", "steps", "batch", "learning rate", "accuracy, %", "guessing, %"]
+    return markdown(header, rows)
 
 
 def sample_words(results: Results) -> str:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from dynprobe.cli.console import progress_bar, say
-from dynprobe.cli.experiment import show_plan
+from dynprobe.cli.console import say
+from dynprobe.cli.experiment import progress_of_cells, show_plan
 from dynprobe.errors import DynprobeError
 from dynprobe.experiments.study import FORMS, Render, Study, render_page, run_study
 
@@ -32,7 +32,7 @@ def study_command(script: str, render: Render) -> click.Command:
     @click.option(
         "--jobs", "n_jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings at a time."
     )
-    @click.option("--dry-run", is_flag=True, help="Check the experiment, print what would be done, and end.")
+    @click.option("--dry-run", is_flag=True, help="Check the file, print what would be done, and end.")
     @click.option("--render", "only_render", is_flag=True, help="Make the page anew from the results that are kept.")
     def command(form: str, work: Path | None, n_jobs: int, dry_run: bool, only_render: bool) -> None:  # noqa: FBT001
         try:
@@ -41,7 +41,7 @@ def study_command(script: str, render: Render) -> click.Command:
             elif only_render:
                 say(str(render_page(study, study.kept_results, study.folder)))
             else:
-                with progress_bar() as advance:
+                with progress_of_cells() as advance:
                     place = work or Path("runs") / f"{study.name}-{form}"
                     page = run_study(study, form, place, n_jobs=n_jobs, progress=advance)
                 say(str(page))

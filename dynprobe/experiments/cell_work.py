@@ -19,6 +19,7 @@ from dynprobe.experiments.isotropy_readings import read_isotropy
 from dynprobe.experiments.probe_readings import read_probes
 from dynprobe.experiments.readings import read_run, read_training
 from dynprobe.experiments.setup import Setup, take_examples
+from dynprobe.experiments.task_files import digests_of
 from dynprobe.experiments.training import Watch, quiet, train_with_capture
 from dynprobe.run import open_run
 from dynprobe.storage.layout import task_name_of
@@ -57,6 +58,7 @@ def run_cell(cell: Cell, folder: Path, *, n_threads: int | None = None) -> dict[
     done = folder / RESULT
     if done.is_file():
         return read_json(done)
+    _require_same_files(cell)
     folder.mkdir(parents=True, exist_ok=True)
     stages = []
     for number, setup in enumerate(cell.stages):
@@ -95,12 +97,29 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file that is either whole or not there."""
+    write_whole(path, json.dumps(content))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text so that, whenever the process ends, the file holds all of it, or what it held before."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _require_same_files(cell: Cell) -> None:
+    """What is trained on must be what the key says, however long ago the experiment was read."""
+    if digests_of(name for name, _ in cell.task_files) != cell.task_files:
+        names = ", ".join(name for name, _ in cell.task_files)
+        raise DynprobeError(
+            f"{names}: must not be changed while the experiment runs; run it again to take the new ones"
+        )
 
 
 def _run_stage(cell: Cell, number: int, setup: Setup, *, folder: Path, before: Path | None) -> dict[str, Any]:
@@ -131,7 +150,9 @@ def _run_stage(cell: Cell, number: int, setup: Setup, *, folder: Path, before: P
         stage["probes"] = {name: found[task_name_of(name)] for name in cell.measure.probes}
     if setup.capture and cell.measure.isotropy:
         run = open_run(run_dir)
-        stage["isotropy"] = read_isotropy(run, batch_size=setup.batch_size, seed=cell.seed, keep_maps=cell.seed == 0)
+        stage["isotropy"] = read_isotropy(
+            run, batch_size=setup.batch_size, seed=cell.seed, keep_maps=cell.is_first_seed
+        )
     if not cell.measure.pairs:
         shutil.rmtree(run_dir, ignore_errors=not setup.capture)
     if not is_last:

@@ -1,22 +1,22 @@
 """A whole experiment as a file describes it: models x arms x seeds, each a chain of trainings with what is measured after."""
 
+import difflib
 import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from dynprobe.capture.schedule import Schedule
 from dynprobe.capture.settings import parse_bytes
 from dynprobe.errors import UsageError
 from dynprobe.experiments.setup import Setup, parse_fields, parse_setup
+from dynprobe.experiments.task_files import digests_of
+from dynprobe.experiments.yaml_file import read_yaml
 
 PAIRS = ("start", "end", "seeds", "arms")
-_MAX_BYTES = 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,40}")
 
 
@@ -71,6 +71,12 @@ class Cell:
         The trainings, each on the encoder that the one before left.
     measure
         What is measured.
+    task_files
+        Name and hash of the content of each of its tasks that is a file of the user, as
+        :func:`~dynprobe.experiments.task_files.digests_of` gives them.
+    is_first_seed
+        Whether its seed is the first of its arm: what is too large to be kept of every training is kept of that one. Decides
+        no number of a result, and is not in the key.
     """
 
     model: str
@@ -78,6 +84,8 @@ class Cell:
     seed: int
     stages: tuple[Setup, ...]
     measure: Measure
+    task_files: tuple[tuple[str, str], ...] = ()
+    is_first_seed: bool = False
 
     @property
     def label(self) -> str:
@@ -88,6 +96,10 @@ class Cell:
     def key(self) -> str:
         """Name of the cell, with a hash of all that decides its result and is not as it is by default."""
         facts = [*map(_asked, self.stages), _asked(self.measure)]
+        # Sorting leaves the order of methods out. Added only where there is something to say, so that other keys stay.
+        orders = [list(stage.methods) for stage in self.stages]
+        facts += [{"orders of methods": orders}] if any(len(order) > 1 for order in orders) else []
+        facts += [{"task files": dict(self.task_files)}] if self.task_files else []
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=dict).encode()).hexdigest()[:10]
         return f"{self.model}.{self.arm}.{self.seed}.{digest}"
 
@@ -110,7 +122,7 @@ class Experiment:
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """Names of the arms, in the order of the file; the first is the one that the others are compared with."""
+        """Names of the arms, in the order of the file; the first that a model has is what its others are compared with."""
         return tuple(dict.fromkeys(cell.arm for cell in self.cells))
 
     @property
@@ -134,7 +146,7 @@ class _File:
 
 
 def read_experiment(path: Path) -> Experiment:
-    """Read an experiment file and check all of it.
+    """Read an experiment file and check all of it but whether its models and tasks are there.
 
     Parameters
     ----------
@@ -149,22 +161,15 @@ def read_experiment(path: Path) -> Experiment:
     Raises
     ------
     UsageError
-        When there is no such file, it is no YAML, or anything in it is unknown, missing or out of range; says where.
+        When there is no such file, it is no YAML, or anything in it is unknown, missing, given twice or out of range; says
+        where.
 
     Examples
     --------
     >>> len(read_experiment(Path("analyses/methods/standard.yaml")).cells)  # doctest: +SKIP
     169
     """
-    if not path.is_file():
-        raise UsageError(f"{path}: must be an experiment file (YAML); got nothing there")
-    if path.stat().st_size > _MAX_BYTES:
-        raise UsageError(f"{path}: an experiment file must be smaller than {_MAX_BYTES} bytes")
-    try:
-        words = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path}: must be YAML; {error}") from error
-    return parse_experiment(words, where=str(path))
+    return parse_experiment(read_yaml(path), where=str(path))
 
 
 def parse_experiment(words: Any, *, where: str = "experiment") -> Experiment:
@@ -194,9 +199,22 @@ def parse_experiment(words: Any, *, where: str = "experiment") -> Experiment:
     ]
     if not cells:
         raise UsageError(f"{where}: at least one arm must be for one of the models; got none")
+    _check_tasks(file.tasks, cells, where)
+    _check_partners(cells, where)
+    _check_captured(cells, where)
     if "arms" in measure.pairs:
         _check_same_examples(cells, where)
-    return Experiment(file.name, file.description, tuple(cells))
+    return Experiment(file.name, file.description, _with_task_files(cells))
+
+
+def _with_task_files(cells: list[Cell]) -> tuple[Cell, ...]:
+    """Cells with the content of the user's files that they depend on; each file is read once."""
+    of_cells = [{stage.task for stage in cell.stages} | set(_measured_on(cell.measure)) for cell in cells]
+    digests = digests_of(name for names in of_cells for name in names)
+    return tuple(
+        replace(cell, task_files=tuple(pair for pair in digests if pair[0] in names))
+        for cell, names in zip(cells, of_cells, strict=True)
+    )
 
 
 def _asked(part: Setup | Measure) -> dict[str, Any]:
@@ -229,7 +247,7 @@ def _cells(model: str, of_model: Any, arm: str, of_arm: Any, context: tuple[_Fil
         of_task = _mapping(file.tasks.get(task, {}), f"{where}, task {task}")
         merged = {**file.training, **of_task, **own}
         stages.append(parse_setup(merged, where=place if len(chain) * cycles == 1 else f"{place}, stage {number + 1}"))
-    return [Cell(model, arm, seed, tuple(stages), measure) for seed in seeds]
+    return [Cell(model, arm, seed, tuple(stages), measure, is_first_seed=seed == seeds[0]) for seed in seeds]
 
 
 def _stage(words: Any, where: str) -> dict[str, Any]:
@@ -249,6 +267,52 @@ def _seeds(asked: Any, where: str) -> tuple[int, ...]:
     if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise UsageError(f"{where}: `seeds` must be how many, or a list of different ones from 0; got {asked!r:.60}")
     return seeds
+
+
+def _measured_on(measure: Measure) -> tuple[str, ...]:
+    """The tasks that trainings are measured on, whatever they are trained on."""
+    return (*measure.probes, *((measure.probe_task,) if measure.probe_task else ()))
+
+
+def _check_tasks(named: Mapping[str, Any], cells: list[Cell], where: str) -> None:
+    """Settings of a task that nothing uses would be ignored, as when its name is misspelt."""
+    used = dict.fromkeys(stage.task for cell in cells for stage in cell.stages)
+    used |= dict.fromkeys(_measured_on(cells[0].measure))
+    for name in map(str, named):
+        if name not in used:
+            near = difflib.get_close_matches(name, used, n=1)
+            raise UsageError(
+                f"{where}: `tasks` must name tasks that are trained on or probed: {', '.join(used)}; got {name!r:.60}"
+                + (f". Is {near[0]!r} meant?" if near else "")
+            )
+
+
+def _check_partners(cells: list[Cell], where: str) -> None:
+    """Each arm is compared with the first of its model, seed by seed: every seed must have a partner there."""
+    for model in dict.fromkeys(cell.model for cell in cells):
+        seeds: dict[str, list[int]] = {}
+        for cell in cells:
+            if cell.model == model:
+                seeds.setdefault(cell.arm, []).append(cell.seed)
+        first, *others = seeds
+        for arm in others:
+            if lonely := [seed for seed in seeds[arm] if seed not in seeds[first]]:
+                raise UsageError(
+                    f"{where}, arm {arm} of model {model}: `seeds` must be among those of arm {first}, the first of the model, "
+                    f"with which it is compared; got {lonely} besides. Give {first} these seeds, too, or leave them out"
+                )
+
+
+def _check_captured(cells: list[Cell], where: str) -> None:
+    """Comparisons and probes are made of snapshots."""
+    for cell in cells:
+        captured, measure = [stage.capture for stage in cell.stages], cell.measure
+        if (measure.pairs and not captured[-1]) or (measure.probes and not all(captured)):
+            asked = "pairs" if measure.pairs and not captured[-1] else "probes"
+            raise UsageError(
+                f"{where}, arm {cell.arm} of model {cell.model}: `capture` must not be false where `measure` has `{asked}`, "
+                "which are made of snapshots. Leave one of them out, or move the arm to an experiment of its own"
+            )
 
 
 def _check_same_examples(cells: list[Cell], where: str) -> None:

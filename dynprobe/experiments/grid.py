@@ -2,7 +2,7 @@
 
 import json
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ import joblib
 
 from dynprobe.capture.manifest import versions
 from dynprobe.errors import DynprobeError, UsageError
-from dynprobe.experiments.cell_work import RESULT, read_json, run_cell
+from dynprobe.experiments.cell_work import RESULT, read_json, run_cell, write_json, write_whole
 from dynprobe.experiments.checks import require_usable
 from dynprobe.experiments.comparisons import comparisons_of
 from dynprobe.experiments.experiment import Cell, Experiment
@@ -21,15 +21,55 @@ from dynprobe.storage.claim import claim
 
 RESULTS = "results.jsonl"
 FAILED = "failed.txt"
+# In the folder of an experiment: whose it is.
+OWNER = "experiment.json"
 _CELLS, _PAIRS = "cells", "pairs"
 
 Progress = Callable[[int, int, str], None]
 
 
+class CellsFailedError(DynprobeError):
+    """Some cells of an experiment could not be carried out; those that could are kept."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far an experiment is.
+
+    Attributes
+    ----------
+    results
+        Of the cells that are finished, then of the comparisons, as :func:`run_experiment` returns them.
+    n_cells, n_comparisons
+        How many there will be.
+    missing
+        Names of the cells and comparisons that are not finished.
+    failed
+        Those of them that were tried and failed.
+    """
+
+    results: list[dict[str, Any]]
+    n_cells: int
+    n_comparisons: int
+    missing: tuple[str, ...]
+    failed: tuple[str, ...]
+
+    @property
+    def in_words(self) -> str:
+        """So many of so many, and which are not."""
+        n_done = len(cells_of(self.results)), len(pairs_of(self.results))
+        words = [f"{n_done[0]} of {self.n_cells} cells finished"]
+        words += [f"{n_done[1]} of {self.n_comparisons} comparisons finished"] if self.n_comparisons else []
+        words += [f"failed: {_some(self.failed)}"] if self.failed else []
+        others = [name for name in self.missing if name not in self.failed]
+        words += [f"missing: {_some(others)}"] if others else []
+        return "; ".join(words)
+
+
 def run_experiment(
     experiment: Experiment, folder: Path, *, n_jobs: int = 1, progress: Progress | None = None
 ) -> list[dict[str, Any]]:
-    """Run every cell that is not there yet, compare what they leave, and write ``results.jsonl``.
+    """Run every cell that is not there yet, compare what they leave, and write ``results.jsonl``; also when some failed.
 
     Parameters
     ----------
@@ -41,7 +81,7 @@ def run_experiment(
     n_jobs
         Cells at a time, each in a process with one thread of torch; 1 runs them in this process with all threads.
     progress
-        Called with (cells and comparisons done, all of them, name of the last).
+        Called with (cells and comparisons done, all of them, name of the last, and whether it failed).
 
     Returns
     -------
@@ -52,15 +92,17 @@ def run_experiment(
     Raises
     ------
     UsageError
-        When another process works in the folder, or a model or task is not there.
-    DynprobeError
+        When another process works in the folder, it is that of another experiment, or a model or task is not there.
+    CellsFailedError
         When a cell failed, after all others have been run; ``failed.txt`` in its folder says how.
     """
     if n_jobs < 1:
         raise UsageError(f"the number of jobs must be at least 1; got {n_jobs}")
+    require_own_folder(experiment, folder)
     require_usable(experiment)
     folder.mkdir(parents=True, exist_ok=True)
     with claim(folder):
+        write_json(folder / OWNER, {"name": experiment.name})
         trainings, comparisons = _trainings(experiment, folder), _comparisons(experiment, folder)
         show = progress or _silent
         jobs = [*trainings, *comparisons]
@@ -70,16 +112,69 @@ def run_experiment(
             failures = []
             for job, failure in _run([job for job in together if not job.is_done], n_jobs):
                 n_done += 1
-                show(n_done, len(jobs), job.label)
+                show(n_done, len(jobs), f"{job.label}: failed" if failure else job.label)
                 failures += [f"{job.label}: {failure} (see {job.folder / FAILED})"] if failure else []
             if failures:
-                raise DynprobeError(
+                if finished := standing(experiment, folder).results:
+                    write_results(folder / RESULTS, finished)
+                raise CellsFailedError(
                     f"{folder}: every cell must end; {len(failures)} of {len(together)} failed. {failures[0]}. "
                     "The others are kept: the same command goes on from them"
                 )
         results = collect(experiment, folder)
         write_results(folder / RESULTS, results)
     return results
+
+
+def require_own_folder(experiment: Experiment, folder: Path) -> None:
+    """Refuse the folder of another experiment, whose results would be overwritten.
+
+    Parameters
+    ----------
+    experiment
+        What is to be run, or was.
+    folder
+        Where; it need not exist. One that no experiment has put its name in is taken for its own.
+
+    Raises
+    ------
+    UsageError
+        When it is no folder, or that of an experiment with another name.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(
+            f"{folder}: must be a folder for the experiment to work in; got a file. Name another one with -o"
+        )
+    owner = folder / OWNER
+    if not owner.is_file():
+        return
+    found = read_json(owner)
+    name = found.get("name") if isinstance(found, dict) else None
+    if name != experiment.name:
+        raise UsageError(
+            f"{folder}: must be the folder of the experiment {experiment.name!r}; got that of {name!r:.60}. Name another one "
+            f"with -o; if the experiment itself was given another name, remove {owner}"
+        )
+
+
+def standing(experiment: Experiment, folder: Path) -> Standing:
+    """What is finished, what failed and what is missing in the folder of an experiment.
+
+    Raises
+    ------
+    DynprobeError
+        When a result is damaged.
+    """
+    trainings, comparisons = _trainings(experiment, folder), _comparisons(experiment, folder)
+    jobs = [*trainings, *comparisons]
+    missing = [job for job in jobs if not job.is_done]
+    return Standing(
+        results=[read_json(job.folder / RESULT) for job in jobs if job.is_done],
+        n_cells=len(trainings),
+        n_comparisons=len(comparisons),
+        missing=tuple(job.label for job in missing),
+        failed=tuple(job.label for job in missing if (job.folder / FAILED).is_file()),
+    )
 
 
 def collect(experiment: Experiment, folder: Path) -> list[dict[str, Any]]:
@@ -90,14 +185,10 @@ def collect(experiment: Experiment, folder: Path) -> list[dict[str, Any]]:
     DynprobeError
         When some are not there: the experiment is not finished.
     """
-    jobs = [*_trainings(experiment, folder), *_comparisons(experiment, folder)]
-    missing = [job for job in jobs if not job.is_done]
-    if missing:
-        raise DynprobeError(
-            f"{folder}: the experiment is not finished: {len(missing)} of {len(jobs)} cells are missing, the first is "
-            f"{missing[0].label}. Run it again to go on"
-        )
-    return [read_json(job.folder / RESULT) for job in jobs]
+    found = standing(experiment, folder)
+    if found.missing:
+        raise DynprobeError(f"{folder}: the experiment is not finished: {found.in_words}. Run it again to go on")
+    return found.results
 
 
 def cells_of(results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -116,9 +207,9 @@ def cell_folder(folder: Path, cell: Cell) -> Path:
 
 
 def write_results(path: Path, results: Iterable[dict[str, Any]]) -> None:
-    """Write results, one line of JSON each, with the versions of the libraries that made them."""
+    """Write results, one line of JSON each, with the versions of the libraries that made them: all of them or none."""
     lines = [json.dumps({"versions": versions(), **result}) for result in results]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(path, "\n".join(lines) + "\n")
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -183,6 +274,12 @@ def _attempt(job: _Job, n_threads: int | None) -> str:
         return f"{type(error).__name__}: {error}"
     (job.folder / FAILED).unlink(missing_ok=True)
     return ""
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    """A few of many names."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _silent(done: int, total: int, label: str) -> None:

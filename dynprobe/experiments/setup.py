@@ -14,6 +14,16 @@ from dynprobe.finetune import method as make_method
 from dynprobe.finetune import require_compatible
 from dynprobe.tasks import Task, load_task
 
+# What the kinds of values are called in an experiment file.
+_KINDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a list",
+    Mapping: "a mapping of names to settings",
+    types.NoneType: "nothing",
+}
 _SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
@@ -147,7 +157,7 @@ def parse_fields(kind: Any, words: Any, *, where: str) -> Any:
         For what is no mapping, a name that does not exist or is missing, or a value of another type.
     """
     if not isinstance(words, Mapping):
-        raise UsageError(f"{where}: must be names with values; got {words!r:.60}")
+        raise UsageError(f"{where}: must be names with values; got {_said(words)}")
     known, hints = {entry.name: entry for entry in fields(kind)}, typing.get_type_hints(kind)
     for name in words:
         if name not in known:
@@ -168,15 +178,29 @@ def _value(value: Any, hint: Any, where: str) -> Any:
     kinds = arguments if origin in (types.UnionType, typing.Union) else (hint,)
     plain = [typing.get_origin(kind) or kind for kind in kinds]
     if isinstance(value, list) and tuple in plain:
-        return tuple(value)
+        return _list(value, kinds[plain.index(tuple)], where)
     if float in plain:
         value = _number(value)
     if isinstance(value, int) and not isinstance(value, bool) and float in plain and int not in plain:
         return float(value)
     if (isinstance(value, bool) and bool not in plain) or not isinstance(value, tuple(plain)):
-        names = " or ".join("nothing" if kind is types.NoneType else kind.__name__ for kind in plain)
-        raise UsageError(f"{where} must be {names}; got {value!r:.60}")
+        raise UsageError(f"{where} must be {' or '.join(_KINDS[kind] for kind in plain)}; got {_said(value)}")
     return value
+
+
+def _list(values: list[Any], hint: Any, where: str) -> tuple[Any, ...]:
+    """A list, all of whose entries are of the one kind that ``tuple[kind, ...]`` names."""
+    (kind, *_) = typing.get_args(hint)
+    for value in values:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UsageError(f"{where} must be a list, each entry of it {_KINDS[kind]}; got {_said(value)} in it")
+    return tuple(values)
+
+
+def _said(value: Any) -> str:
+    """A value as an experiment file would have it."""
+    words = {True: "true", False: "false"}.get(value) if isinstance(value, bool) else None
+    return "nothing" if value is None else words or f"{value!r:.60}"
 
 
 def _methods(words: Any, where: str) -> dict[str, dict[str, Any]]:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dynprobe.errors import DynprobeError, UsageError
+from dynprobe.experiments.comparisons import comparisons_of
 from dynprobe.experiments.experiment import Experiment, read_experiment
-from dynprobe.experiments.grid import RESULTS, Progress, read_results, run_experiment
+from dynprobe.experiments.grid import RESULTS, Progress, cells_of, pairs_of, read_results, run_experiment
 from dynprobe.experiments.rendering import fill
 
 FORMS = ("quick", "standard", "paper")
@@ -77,13 +78,13 @@ def run_study(study: Study, form: str, work: Path, *, n_jobs: int = 1, progress:
     """
     run_experiment(study.experiment(form), work, n_jobs=n_jobs, progress=progress)
     if form != "standard":
-        return render_page(study, work / RESULTS, work)
+        return render_page(study, work / RESULTS, work, form=form)
     study.kept_results.parent.mkdir(exist_ok=True)
     shutil.copyfile(work / RESULTS, study.kept_results)
     return render_page(study, study.kept_results, study.folder)
 
 
-def render_page(study: Study, results: Path, folder: Path) -> Path:
+def render_page(study: Study, results: Path, folder: Path, *, form: str = "standard") -> Path:
     """Make the page of a study, with its figures, from results.
 
     Parameters
@@ -94,18 +95,51 @@ def render_page(study: Study, results: Path, folder: Path) -> Path:
         A file of results.
     folder
         Where ``README.md`` and ``figures`` are written.
+    form
+        Whose results they are.
 
     Raises
     ------
     DynprobeError
-        When there are no results, or the template has other places than there are values.
+        When there are no results, or not those of all cells of the form and of no others, or the template has other places
+        than there are values.
     """
     if not results.is_file():
         raise DynprobeError(f"{results}: must hold the results of the study; got none. Run it first")
+    found = read_results(results)
+    _require_whole(study.experiment(form), found, where=f"{results}, {form}.yaml")
     figures = folder / FIGURES
     figures.mkdir(parents=True, exist_ok=True)
-    values = study.render(read_results(results), figures)
+    values = study.render(found, figures)
     template = (study.folder / TEMPLATE).read_text(encoding="utf-8")
     page = folder / PAGE
     page.write_text(fill(template, values), encoding="utf-8")
     return page
+
+
+def _require_whole(experiment: Experiment, results: Sequence[Mapping[str, Any]], *, where: str) -> None:
+    """A page of fewer results than its experiment has, or of more, would say what nobody measured."""
+    asked = [f"{cell.label}" for cell in experiment.cells] + [
+        f"{pair.kind} {pair.a.label} {pair.b.label}" for pair in comparisons_of(experiment)
+    ]
+    got = [_label(result) for result in cells_of(results)] + [
+        f"{result['pair']} {_label(result, '_a')} {_label(result, '_b')}" for result in pairs_of(results)
+    ]
+    missing, others = (
+        [name for name in dict.fromkeys(one) if name not in set(two)] for one, two in ((asked, got), (got, asked))
+    )
+    if missing or others or len(got) != len(asked):
+        told = [
+            f"{len(names)} {what}, the first is {names[0]}"
+            for what, names in (("missing", missing), ("others", others))
+            if names
+        ]
+        raise DynprobeError(
+            f"{where}: must be the results of the experiment's {len(asked)} cells and comparisons, each once; got {len(got)}: "
+            f"{'; '.join(told) or 'some twice'}. Run the study, which does what is missing"
+        )
+
+
+def _label(result: Mapping[str, Any], which: str = "") -> str:
+    """As that of the cell."""
+    return f"{result['model']} {result[f'arm{which}']} seed {result[f'seed{which}']}"

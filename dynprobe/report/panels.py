@@ -40,7 +40,14 @@ def save_panels(path: Path, panels: Sequence[Panel], *, columns: int = 2, height
     -------
     pathlib.Path
         `path`.
+
+    Raises
+    ------
+    ValueError
+        When there are no panels.
     """
+    if not panels:
+        raise ValueError(f"`panels` must hold at least one panel; got none to draw into {path.name}")
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     with style():

@@ -8,8 +8,18 @@ import pytest
 
 from dynprobe.errors import DynprobeError, UsageError
 from dynprobe.experiments import cell_work
+from dynprobe.experiments.checks import require_usable
 from dynprobe.experiments.experiment import Experiment, parse_experiment
-from dynprobe.experiments.grid import RESULTS, cell_folder, collect, read_results, run_experiment
+from dynprobe.experiments.grid import (
+    OWNER,
+    RESULTS,
+    cell_folder,
+    collect,
+    read_results,
+    run_experiment,
+    standing,
+    write_results,
+)
 from dynprobe.experiments.tables import arm_table, last_stages, score_frame
 from dynprobe.storage.claim import claim
 
@@ -76,9 +86,7 @@ def test_a_chain_hands_its_encoder_on_and_goes_on_after_an_interruption(
     monkeypatch.setattr(cell_work, "train_with_capture", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(asked, tmp_path / "e")
-    with pytest.raises(
-        DynprobeError, match="is not finished: 1 of 1 cells are missing, the first is small chain seed 0"
-    ):
+    with pytest.raises(DynprobeError, match="is not finished: 0 of 1 cells finished; missing: small chain seed 0"):
         collect(asked, tmp_path / "e")
     again = run_experiment(asked, tmp_path / "e")
     assert [name for name, _, _ in calls] == ["wic", "supersense", "wic", "wic"], "only the third is done again"
@@ -103,7 +111,10 @@ def test_a_cell_that_fails_leaves_the_others_alone(saved_model: Path, tmp_path: 
     bad, good = (cell_folder(tmp_path / "e", cell) for cell in asked.cells)
     assert "UsageError" in (bad / "failed.txt").read_text()
     assert (good / "result.json").is_file()
-    assert not (tmp_path / "e" / RESULTS).exists()
+    assert [result["arm"] for result in read_results(tmp_path / "e" / RESULTS)] == ["standard"]
+    found = standing(asked, tmp_path / "e")
+    assert found.in_words == "1 of 2 cells finished; failed: small bad seed 0"
+    assert found.missing == found.failed == ("small bad seed 0",)
 
 
 def test_one_process_works_in_a_folder(saved_model: Path, tmp_path: Path) -> None:
@@ -142,6 +153,85 @@ def test_what_is_not_there_is_said_before_anything_is_trained(saved_model: Path,
             experiment(saved_model, {"a": {}}, measure={"probes": [str(tmp_path / "grades.csv")]}), tmp_path / "e"
         )
     assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize(
+    ("n_train", "n_test", "rare", "measure", "message"),
+    [
+        (40, 0, 20, {}, "must have labelled splits to fit and to score probes on; it lacks test"),
+        (40, 29, 20, {}, "must have enough examples; 29 test examples; at least 30 are needed"),
+        (40, 40, 20, {"probe_test": 8}, "must have enough examples; 8 test examples; at least 30 are needed"),
+        (40, 40, 2, {}, "must have enough examples; a class has 2 training examples; at least 5 are needed"),
+        (40, 40, 40, {}, "must have enough examples; all training examples of the probe task have the same label"),
+    ],
+)
+def test_what_cannot_be_probed_is_said_before_anything_is_trained(
+    tmp_path: Path, n_train: int, n_test: int, rare: int, measure: dict[str, Any], message: str
+) -> None:
+    splits = {"train": n_train, "validation": 4, "test": n_test}
+    rows = [(name, int(k < rare) if name == "train" else k % 2) for name, n in splits.items() for k in range(n)]
+    lines = [f"{name} text {n},{'ab'[label]},{name}" for n, (name, label) in enumerate(rows)]
+    file = tmp_path / "own.csv"
+    file.write_text("\n".join(["text,label,split", *lines]))
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    asked = experiment(model, {"a": {}}, measure={"probes": [str(file)], **measure})
+    with pytest.raises(UsageError, match=rf"e: probe task .*own\.csv {message}"):
+        run_experiment(asked, tmp_path / "e")
+    assert not (tmp_path / "e").exists()
+
+
+def test_enough_examples_can_be_probed(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    require_usable(experiment(model, {"a": {}}, measure={"probes": ["wic", "supersense"], "probe_test": 30}))
+
+
+def test_a_task_without_labels_cannot_be_trained_on(saved_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    lines = [
+        f"{name} text {n},{n % 2 if name == 'train' else -1},{name}" for name in ("train", "dev") for n in range(4)
+    ]
+    file.write_text("\n".join(["text,label,split", *lines]))
+    with pytest.raises(UsageError, match=r"must have the labelled splits to train on; it lacks \['validation'\]"):
+        run_experiment(experiment(saved_model, {"a": {"task": str(file)}}), tmp_path / "e")
+
+
+def test_a_file_that_is_changed_meanwhile_is_not_trained_on(saved_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text(
+        "\n".join(["text,label,split", *(f"{s} text {n},{n % 2},{s}" for s in ("train", "dev") for n in range(4))])
+    )
+    asked = experiment(saved_model, {"a": {"task": str(file)}})
+    file.write_text(file.read_text().replace("train text 0", "train text x"))
+    with pytest.raises(DynprobeError, match=r"own\.csv: must not be changed while the experiment runs; run it again"):
+        cell_work.run_cell(asked.cells[0], tmp_path / "cell")
+    assert not (tmp_path / "cell").exists()
+
+
+def test_results_are_whole_or_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / RESULTS
+    write_results(file, [{"model": "m"}])
+    before = file.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cell_work.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_results(file, [{"model": "other"}])
+    assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [RESULTS]
+
+
+def test_a_folder_of_before_folders_had_names_is_gone_on_with(saved_model: Path, tmp_path: Path) -> None:
+    asked = experiment(saved_model, {"standard": {}})
+    results = run_experiment(asked, tmp_path / "e")
+    (tmp_path / "e" / OWNER).unlink()
+    assert run_experiment(asked, tmp_path / "e") == results
+    assert json.loads((tmp_path / "e" / OWNER).read_text()) == {"name": "e"}
 
 
 @pytest.mark.slow

@@ -143,7 +143,7 @@ def test_a_cell_keeps_tables_of_what_was_captured(saved_model: Path, tmp_path: P
             "isobn": {"methods": "isobn"},
             "isobn-released": {"methods": {"isobn": {"as_released": True}}, "capture": False},
         },
-        "seeds": [0],
+        "seeds": [3],
     }  # fmt: skip
     asked = parse_experiment({**words, "measure": {"isotropy": True}})
     found, released = run_experiment(asked, tmp_path)

@@ -84,7 +84,7 @@ def results(
 
 def cell(model: str, arm: str, seed: int) -> dict[str, Any]:
     stage = {
-        "setup": {"task": arm, "max_steps": 10},
+        "setup": {"task": arm, "train_examples": 40, "max_steps": 10, "batch_size": 4, "learning_rate": 1e-3},
         "scores": {"test_accuracy": 0.7, "eval_accuracy": 0.7, "kept_step": 10},
         "majority": 0.5,
         "n_test": 100,
