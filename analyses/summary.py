@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 from dynprobe.errors import DynprobeError
-from dynprobe.experiments.grid import read_results
+from dynprobe.experiments.results import read_results
 
 FOLDER = Path(__file__).resolve().parent
 README = FOLDER.parent / "README.md"

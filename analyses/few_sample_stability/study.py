@@ -1,9 +1,8 @@
 """Few training examples: Adam with and without bias correction, re-initialised blocks, more steps, stabilisers."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from stability_claims import ADAM, BERT, MARGIN, OPTIMIZERS, STEADY, Arms, name_of, statements
 
 from dynprobe.cli.study import study_command
-from dynprobe.experiments.grid import cells_of
 from dynprobe.experiments.over_seeds import beside, share_words
+from dynprobe.experiments.results import Results, cells_of
 from dynprobe.experiments.stability import (
     NEAR_GUESSING,
     Cells,
@@ -47,8 +46,6 @@ HEADLINES = (
 )
 _SHOWN_STEPS = 1000  # of r(t)
 _WEAK = 0.01  # of their way: weights that are pulled no further than this are hardly pulled
-
-Results = Sequence[Mapping[str, Any]]
 
 
 def render(results: Results, figures: Path) -> dict[str, str]:

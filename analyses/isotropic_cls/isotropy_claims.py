@@ -1,21 +1,20 @@
 """What the paper and its critics claim of isotropy, as claims about paired trainings."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from dynprobe.experiments.grid import cells_of
 from dynprobe.experiments.isotropy_tables import GIVEN, RETURNED, isotropy_frame
 from dynprobe.experiments.over_seeds import SHARES, OverSeeds, larger, smaller
+from dynprobe.experiments.results import Results, cells_of
 from dynprobe.experiments.statements import Statement
 
 MARGIN = 0.02
 NONE, BATCH, ISO, RELEASED = "none", "batch-norm", "isobn", "isobn-released"
 _EARLY = 0.25  # share of the training in which a cold start would show
 
-Results = Sequence[Mapping[str, Any]]
 # Text, which way, both sides, and what is too small to matter.
 _Claim = tuple[str, Callable[..., Statement], OverSeeds, OverSeeds, float]
 

@@ -1,9 +1,7 @@
 """Isotropy of the vector that is classified: without a norm, with batch norm, and with IsoBN."""
 
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +10,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from isotropy_claims import BATCH, ISO, MARGIN, NONE, RELEASED, claims, steps_to_best
 
 from dynprobe.cli.study import study_command
-from dynprobe.experiments.grid import cells_of
 from dynprobe.experiments.isotropy_readings import STD_QUANTILES
 from dynprobe.experiments.isotropy_tables import (
     GIVEN,
@@ -24,6 +21,7 @@ from dynprobe.experiments.isotropy_tables import (
     layer_frame,
     std_quantiles,
 )
+from dynprobe.experiments.results import Results, cells_of
 from dynprobe.experiments.statements import FAILS, HOLDS, NOTHING, OPEN, Statement, headlines, judge, listed, p_words
 from dynprobe.experiments.tables import arm_table, interval, markdown, points, score_frame, versions_of
 from dynprobe.metrics import isotropic_reference
@@ -36,8 +34,6 @@ HEADLINES = (
     "The cold start of the released code costs accuracy",
 )
 _SHOWN_STEPS = (1, 2, 5, 10, 20, 50, 100)
-
-Results = Sequence[Mapping[str, Any]]
 
 
 def render(results: Results, figures: Path) -> dict[str, str]:

@@ -1,17 +1,15 @@
 """What fine-tuning changes in each layer, when, and how far seeds and data sets differ in it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dynprobe.cli.study import study_command
 from dynprobe.errors import DynprobeError
-from dynprobe.experiments.grid import cells_of, pairs_of
 from dynprobe.experiments.layer_distances import (
     ATTENTION,
     HIDDEN,
@@ -34,11 +32,10 @@ from dynprobe.experiments.layer_questions import (
     lower_than_attention,
     start_against_seeds,
 )
+from dynprobe.experiments.results import Results, cells_of, pairs_of
 from dynprobe.experiments.statements import FAILS, HOLDS, OPEN, Statement, headlines, judge, listed
 from dynprobe.experiments.tables import markdown, pair_frame, points, score_frame, versions_of
 from dynprobe.report.panels import Panel, curves, save_panels
-
-Results = Sequence[Mapping[str, Any]]
 
 # What is claimed, what the number is, and how it is found for each data set.
 QUESTIONS: dict[str, tuple[str, Statistic]] = {

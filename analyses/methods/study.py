@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dynprobe.cli.study import study_command
+from dynprobe.experiments.results import Results
 from dynprobe.experiments.statements import p_words
 from dynprobe.experiments.tables import arm_table, interval, markdown, points, score_frame, versions_of
 from dynprobe.report.panels import differences, list_height, save_panels
@@ -24,8 +25,6 @@ _WORDS = {
     "inferior, alone": "inferior by its own interval, not after correction for their number",
     "cannot tell": "cannot be told from an inferior one",
 }
-
-Results = Sequence[Mapping[str, Any]]
 
 
 def render(results: Results, figures: Path) -> dict[str, str]:

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from dynprobe.experiments.over_seeds import SHARES, OverSeeds
+from dynprobe.experiments.results import Results
 
 KIND = "first"  # the [CLS] vector, as in the paper
 ON = "-on-"  # between method and task in the name of an arm with one training
-
-Results = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)

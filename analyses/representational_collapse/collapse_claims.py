@@ -1,12 +1,12 @@
 """What the paper claims of representational collapse, and what it leaves open of R3F, as statements about one model."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from collapse_chain import Chain, after_first, by_seed, chains_of, retention, source_change, source_probes
 from collapse_noise import NoiseRow, noise_rows
 
 from dynprobe.experiments.over_seeds import OverSeeds, beside, equivalence_p, larger, same, smaller
+from dynprobe.experiments.results import Results
 from dynprobe.experiments.statements import Statement
 
 MARGIN = 0.02
@@ -16,8 +16,6 @@ RELEASED_NOISE = 1e-5
 CLAIMED = ("r3f", "r4f")
 # Part of the divergence that noise would have to make, so that R3F is more than dropout twice.
 SHARE_MARGIN = 0.05
-
-Results = Sequence[Mapping[str, Any]]
 
 
 def statements(results: Results) -> list[Statement]:

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 
 from dynprobe.experiments.over_seeds import SHARES, OverSeeds, beside
+from dynprobe.experiments.results import Results
 from dynprobe.metrics import MeanDifference
 
 NOISE = "noise-"
 WITHOUT = "-without-dropout"
-
-Results = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)

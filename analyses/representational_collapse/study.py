@@ -28,20 +28,19 @@ from collapse_noise import NoiseRow, noise_rows
 from dynprobe.analysis.knowledge import UNCLEAR, detectable_change, verdict
 from dynprobe.cli.study import study_command
 from dynprobe.errors import DynprobeError
-from dynprobe.experiments.grid import cells_of
 from dynprobe.experiments.over_seeds import OverSeeds, beside
+from dynprobe.experiments.results import Results, cells_by_model, cells_of
 from dynprobe.experiments.statements import FAILS, HOLDS, OPEN, Statement, headlines, judge, listed
 from dynprobe.experiments.tables import arm_table, interval, markdown, points, score_frame, versions_of
 from dynprobe.metrics import MeanDifference
 from dynprobe.report.panels import Panel, curves, differences, list_height, save_panels
 
-Results = Sequence[Mapping[str, Any]]
 Chains = Mapping[str, Sequence[Chain]]
 
 
 def render(results: Results, figures: Path) -> dict[str, str]:
     """Figures, and what stands at the places of the template."""
-    models = _by_model(results)
+    models = cells_by_model(results)
     chains = {model: chains_of(own, cycles=1) for model, own in models.items()}
     example = next(iter(next(iter(chains.values())).values()))[0]
     probed, judged = _probed(example), _judged(results)
@@ -91,16 +90,9 @@ def _probed(example: Chain) -> str:
     return ", ".join(example.probed) + "".join(f" ({task} could not be probed: {why})" for task, why in refused.items())
 
 
-def _by_model(results: Results) -> dict[str, list[Mapping[str, Any]]]:
-    models: dict[str, list[Mapping[str, Any]]] = {}
-    for result in cells_of(results):
-        models.setdefault(result["model"], []).append(result)
-    return models
-
-
 def _judged(results: Results) -> dict[str, list[Statement]]:
     """The claims about each model, corrected together."""
-    return {model: judge(statements(own)) for model, own in _by_model(results).items()}
+    return {model: judge(statements(own)) for model, own in cells_by_model(results).items()}
 
 
 def _each(models: Mapping[str, Results], table: Any) -> str:

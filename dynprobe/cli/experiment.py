@@ -188,7 +188,7 @@ def _methods(stages: Any) -> str:
 def _show_results(found: Any, state: Any, place: Path, margin: float) -> None:
     """Print the table, and write it beside the results that it is made of: both files, or neither."""
     from dynprobe.experiments.cell_work import write_whole
-    from dynprobe.experiments.grid import RESULTS, write_results
+    from dynprobe.experiments.results import RESULTS, write_results
     from dynprobe.experiments.tables import points
     from dynprobe.experiments.unfinished import table_of_finished
     from dynprobe.storage.claim import claim

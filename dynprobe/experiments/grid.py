@@ -1,8 +1,7 @@
 """Run the cells of an experiment side by side, resumably, compare what they leave, and bring the results together."""
 
-import json
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,16 +9,15 @@ from typing import Any
 
 import joblib
 
-from dynprobe.capture.manifest import versions
 from dynprobe.errors import DynprobeError, UsageError
-from dynprobe.experiments.cell_work import RESULT, read_json, run_cell, write_json, write_whole
+from dynprobe.experiments.cell_work import RESULT, read_json, run_cell, write_json
 from dynprobe.experiments.checks import require_usable
 from dynprobe.experiments.comparisons import comparisons_of
 from dynprobe.experiments.experiment import Cell, Experiment
 from dynprobe.experiments.pair_work import run_comparison
+from dynprobe.experiments.results import RESULTS, cells_of, pairs_of, write_results
 from dynprobe.storage.claim import claim
 
-RESULTS = "results.jsonl"
 FAILED = "failed.txt"
 # In the folder of an experiment: whose it is.
 OWNER = "experiment.json"
@@ -191,39 +189,9 @@ def collect(experiment: Experiment, folder: Path) -> list[dict[str, Any]]:
     return found.results
 
 
-def cells_of(results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The results of trainings."""
-    return [result for result in results if "pair" not in result]
-
-
-def pairs_of(results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The results of comparisons."""
-    return [result for result in results if "pair" in result]
-
-
 def cell_folder(folder: Path, cell: Cell) -> Path:
     """Where a cell of an experiment works and leaves its result."""
     return folder / _CELLS / cell.key
-
-
-def write_results(path: Path, results: Iterable[dict[str, Any]]) -> None:
-    """Write results, one line of JSON each, with the versions of the libraries that made them: all of them or none."""
-    lines = [json.dumps({"versions": versions(), **result}) for result in results]
-    write_whole(path, "\n".join(lines) + "\n")
-
-
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """Read what :func:`write_results` wrote.
-
-    Raises
-    ------
-    DynprobeError
-        When the file is missing or damaged.
-    """
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, RecursionError) as error:
-        raise DynprobeError(f"{path}: must be the results of an experiment, one line of JSON each; {error}") from error
 
 
 @dataclass(frozen=True)

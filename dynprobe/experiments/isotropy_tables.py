@@ -1,18 +1,16 @@
 """Tables of the isotropy that cells kept: one row per vector of each training, and [CLS] layer by layer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from dynprobe.experiments.grid import cells_of
 from dynprobe.experiments.isotropy_readings import STD_QUANTILES, map_matrix
+from dynprobe.experiments.results import Results, cells_of
 
 # Names of the vectors: what a normalisation of the classifier's input is given, and what it returns.
 GIVEN, RETURNED = "pooler_output", "classifier_input"
-
-Results = Sequence[Mapping[str, Any]]
 
 
 def isotropy_frame(results: Results) -> pd.DataFrame:

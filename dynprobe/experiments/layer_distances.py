@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from dynprobe.experiments.tables import Results, pair_frame
+from dynprobe.experiments.results import Results
+from dynprobe.experiments.tables import pair_frame
 
 ATTENTION, HIDDEN, HIDDEN_CKA = "attention", "hidden states", "hidden states, CKA"
 _MEASURES = {"attention_js_divergence": ATTENTION, "svcca_similarity": HIDDEN, "linear_cka_similarity": HIDDEN_CKA}

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dynprobe.experiments.grid import cells_of
 from dynprobe.experiments.over_seeds import SHARES, OverSeeds
+from dynprobe.experiments.results import Results, cells_of
 from dynprobe.experiments.tables import last_stages, score_frame
 from dynprobe.finetune import bias_correction_ratio
 from dynprobe.metrics import best_of_n, failed_runs
@@ -21,7 +21,7 @@ NEAR_GUESSING = 0.9
 _LAST, _FIRST = 0.25, 0.5  # shares of the training
 
 
-def trial_frame(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def trial_frame(results: Results) -> pd.DataFrame:
     """One row per cell: scores of its last training, and how its training loss went.
 
     Parameters
@@ -48,7 +48,7 @@ def trial_frame(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return frame
 
 
-def arms_of(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, pd.DataFrame]]:
+def arms_of(results: Results) -> dict[str, dict[str, pd.DataFrame]]:
     """Model, and arm, to its rows of :func:`trial_frame`."""
     frame = trial_frame(results)
     return {
@@ -82,7 +82,7 @@ def moved(cells: Cells) -> dict[str, pd.DataFrame]:
     return found
 
 
-def cells_by_arm(results: Sequence[Mapping[str, Any]], model: str) -> Cells:
+def cells_by_arm(results: Results, model: str) -> Cells:
     """The cells of a model: arm to its cells, a cell for each seed."""
     own = [cell for cell in cells_of(results) if cell["model"] == model]
     return {arm: [cell for cell in own if cell["arm"] == arm] for arm in dict.fromkeys(cell["arm"] for cell in own)}

@@ -1,7 +1,7 @@
 """A study: an experiment in several sizes, and a page that is made of its results alone."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,15 @@ from typing import Any
 from dynprobe.errors import DynprobeError, UsageError
 from dynprobe.experiments.comparisons import comparisons_of
 from dynprobe.experiments.experiment import Experiment, read_experiment
-from dynprobe.experiments.grid import RESULTS, Progress, cells_of, pairs_of, read_results, run_experiment
+from dynprobe.experiments.grid import Progress, run_experiment
 from dynprobe.experiments.rendering import fill
+from dynprobe.experiments.results import RESULTS, Results, cells_of, pairs_of, read_results
 
 FORMS = ("quick", "standard", "paper")
 PAGE, TEMPLATE, FIGURES = "README.md", "README.template.md", "figures"
 
 # From results, and the folder for figures, to what stands at the places of the template.
-Render = Callable[[Sequence[Mapping[str, Any]], Path], Mapping[str, str]]
+Render = Callable[[Results, Path], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def render_page(study: Study, results: Path, folder: Path, *, form: str = "stand
     return page
 
 
-def _require_whole(experiment: Experiment, results: Sequence[Mapping[str, Any]], *, where: str) -> None:
+def _require_whole(experiment: Experiment, results: Results, *, where: str) -> None:
     """A page of fewer results than its experiment has, or of more, would say what nobody measured."""
     asked = [f"{cell.label}" for cell in experiment.cells] + [
         f"{pair.kind} {pair.a.label} {pair.b.label}" for pair in comparisons_of(experiment)

@@ -6,13 +6,11 @@ from typing import Any
 import pandas as pd
 
 from dynprobe.errors import DynprobeError
-from dynprobe.experiments.grid import cells_of, pairs_of
+from dynprobe.experiments.results import Results, cells_of, pairs_of
 from dynprobe.metrics import failed_runs, holm, paired_difference, summarise_trials, verdict, welch_difference
 
 # In place of a verdict: scores on different examples are not compared.
 OTHER_TASK = "another task"
-
-Results = Sequence[Mapping[str, Any]]
 
 
 def score_frame(results: Results) -> pd.DataFrame:

@@ -3,8 +3,8 @@
 import pandas as pd
 
 from dynprobe.experiments.experiment import Experiment
-from dynprobe.experiments.grid import cells_of
-from dynprobe.experiments.tables import Results, arm_table, last_stages, score_frame
+from dynprobe.experiments.results import Results, cells_of
+from dynprobe.experiments.tables import arm_table, last_stages, score_frame
 
 
 def table_of_finished(experiment: Experiment, results: Results, *, margin: float = 0.02) -> pd.DataFrame:

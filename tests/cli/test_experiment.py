@@ -16,7 +16,7 @@ from dynprobe.errors import UsageError
 from dynprobe.experiments import grid
 from dynprobe.experiments.cell_work import RESULT, write_json
 from dynprobe.experiments.experiment import Cell, Measure, _File, parse_experiment
-from dynprobe.experiments.grid import read_results
+from dynprobe.experiments.results import read_results
 from dynprobe.experiments.setup import Setup
 from dynprobe.storage.claim import claim
 

@@ -10,16 +10,8 @@ from dynprobe.errors import DynprobeError, UsageError
 from dynprobe.experiments import cell_work
 from dynprobe.experiments.checks import require_usable
 from dynprobe.experiments.experiment import Experiment, parse_experiment
-from dynprobe.experiments.grid import (
-    OWNER,
-    RESULTS,
-    cell_folder,
-    collect,
-    read_results,
-    run_experiment,
-    standing,
-    write_results,
-)
+from dynprobe.experiments.grid import OWNER, cell_folder, collect, run_experiment, standing
+from dynprobe.experiments.results import RESULTS, read_results, write_results
 from dynprobe.experiments.tables import arm_table, last_stages, score_frame
 from dynprobe.storage.claim import claim
 

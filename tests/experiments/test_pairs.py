@@ -12,8 +12,9 @@ from dynprobe.experiments import pair_work
 from dynprobe.experiments.cell_work import run_folder
 from dynprobe.experiments.comparisons import comparisons_of
 from dynprobe.experiments.experiment import Experiment, parse_experiment
-from dynprobe.experiments.grid import RESULTS, cell_folder, cells_of, pairs_of, read_results, run_experiment
+from dynprobe.experiments.grid import cell_folder, run_experiment
 from dynprobe.experiments.pair_work import run_comparison
+from dynprobe.experiments.results import RESULTS, cells_of, pairs_of, read_results
 from dynprobe.experiments.tables import pair_frame, score_frame
 from dynprobe.run import open_run
 from tests.conftest import tiny_probe_set

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dynprobe.errors import DynprobeError
-from dynprobe.experiments.grid import write_results
+from dynprobe.experiments.results import write_results
 from dynprobe.experiments.study import Study, render_page
 from dynprobe.report.panels import save_panels
 
