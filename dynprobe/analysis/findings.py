@@ -77,7 +77,9 @@ def _score(table: pd.DataFrame, names: tuple[str, ...]) -> Iterator[str]:
         row = apart.iloc[-1]
         clear = row["low"] > 0 or row["high"] < 0
         verdict = "they differ" if clear else "the difference cannot be told from 0"
-        yield f"{line}; {verdict}: {with_interval(row)} {unit} on the same examples."
+        idle = all(end["low"] <= end["chance"] for end in (a, b))
+        floor = f"; neither is clearly above the commonest class, {number(a['chance'])}" if idle else ""
+        yield f"{line}; {verdict}: {with_interval(row)} {unit} on the same examples{floor}."
 
 
 def _flips(table: pd.DataFrame, names: tuple[str, ...]) -> Iterator[str]:
@@ -237,7 +239,12 @@ def _unmeasured(table: pd.DataFrame) -> Iterator[str]:
     """What could not be compared at all, in one sentence per reason."""
     rows = table[table["status"].isin(["incompatible", "not-captured", "not-computed"]) & table["reason"].notna()]
     for reason, own in rows.groupby("reason", sort=False):
-        labels = dict.fromkeys(METRICS[name].label for name in own["metric"])
+        # Rows of the probe suite name their task.
+        tasks = own["group"].where(own["metric"].str.startswith("knowledge_"))
+        labels = dict.fromkeys(
+            METRICS[name].label + ("" if pd.isna(task) else f" ({task})")
+            for name, task in zip(own["metric"], tasks, strict=True)
+        )
         yield f"Not compared: {', '.join(labels)}, because {reason}."
 
 

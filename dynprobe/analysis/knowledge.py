@@ -13,6 +13,8 @@ DEFAULT_MARGIN = 0.02
 POWER = 0.8
 
 IMPROVED, DEGRADED, UNCLEAR = "improved", "degraded", "cannot tell"
+# What the pretrained encoder may not be clearly above; then there is nothing that training could have kept or lost.
+CHANCE, RANDOM = "chance", "a random encoder"
 
 
 def accuracy_interval(right: np.ndarray, groups: Sequence[str], *, level: float) -> tuple[float, float]:
@@ -111,6 +113,17 @@ def verdict(low: float, high: float, *, margin: float) -> str:
 def retained(margin: float) -> str:
     """The verdict of a change that lies within the margin."""
     return f"retained within {100 * margin:.3g} points"
+
+
+def nothing_known(floor: str) -> str:
+    """The remark on a change whose start is not clearly above a floor: chance, or an encoder with random weights.
+
+    Examples
+    --------
+    >>> nothing_known(RANDOM)
+    'not clearly above a random encoder at step 0'
+    """
+    return f"not clearly above {floor} at step 0"
 
 
 def detectable_change(low: float, high: float, *, level: float) -> float:

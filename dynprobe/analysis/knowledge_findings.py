@@ -4,7 +4,17 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from dynprobe.analysis.knowledge import DEGRADED, IMPROVED, UNCLEAR, detectable_change, retained, verdict
+from dynprobe.analysis.knowledge import (
+    CHANCE,
+    DEGRADED,
+    IMPROVED,
+    RANDOM,
+    UNCLEAR,
+    detectable_change,
+    nothing_known,
+    retained,
+    verdict,
+)
 from dynprobe.analysis.phrasing import both, number, with_interval
 
 
@@ -35,7 +45,7 @@ def knowledge_findings(
     accuracies, changes, differences = (
         _largest_share(rows[rows["metric"] == f"knowledge_{what}"]) for what in ("accuracy", "change", "difference")
     )
-    return (*_changes(changes, accuracies, names, margin=margin, level=level), *_differences(differences))
+    return (*_changes(changes, accuracies, names, margin=margin, level=level), *_differences(differences, accuracies))
 
 
 def _largest_share(rows: pd.DataFrame) -> pd.DataFrame:
@@ -55,8 +65,8 @@ def _changes(
                 there = _where(accuracies, run_a=name, stack=stack, task=task, position=row["position"])
                 start, end = (_where(there, step_a=row[step]) for step in ("step_b", "step_a"))
                 values = "" if start.empty or end.empty else f"{both(start.iloc[0], end.iloc[0])}, "
-                known = start.empty or start["low"].iloc[0] > start["chance"].iloc[0]
-                said = _verdict(row, margin, level) if known else _of_nothing(row, margin)
+                floor = _floor(row)
+                said = _of_nothing(row, margin, floor) if floor else _verdict(row, margin, level)
                 parts.append(f"at the {where} {said}: {values}{_points(row)}")
             yield f"{name}{_of(stack)}, step {row['step_a']}, task {task}: {'; '.join(parts)} (n = {row['n']} test examples)."
 
@@ -69,25 +79,42 @@ def _verdict(row: pd.Series, margin: float, level: float) -> str:
     return f"what pretraining knew is {({IMPROVED: 'improved', DEGRADED: 'degraded'}).get(said, retained(margin))}"
 
 
-def _of_nothing(row: pd.Series, margin: float) -> str:
-    """Where the pretrained encoder is not clearly above chance, there is nothing to be kept or lost."""
+def _floor(row: pd.Series) -> str | None:
+    """What the pretrained encoder is not clearly above, by the remark on the change; ``None`` where it knew something."""
+    return next((floor for floor in (CHANCE, RANDOM) if nothing_known(floor) in str(row["reason"])), None)
+
+
+def _of_nothing(row: pd.Series, margin: float, floor: str) -> str:
+    """Where the pretrained encoder is not clearly above what knows nothing, there is nothing to be kept or lost."""
     better = verdict(row["low"], row["high"], margin=margin) == IMPROVED
     now = ", and now it is read better" if better else ""
-    return f"pretraining knew nothing clearly above chance{now}"
+    return f"pretraining knew nothing clearly above {floor}{now}"
 
 
-def _differences(differences: pd.DataFrame) -> Iterator[str]:
+def _differences(differences: pd.DataFrame, accuracies: pd.DataFrame) -> Iterator[str]:
     for (_, stack, task), rows in differences.groupby(["run_b", "stack", "task"], sort=False):
         parts = []
         for row, where in _places(rows):
             clear = row["low"] > 0 or row["high"] < 0
             word = "better" if row["value"] > 0 else "worse"
             told = f"{word} from {row['run_a']}" if clear else "from neither run clearly better"
-            parts.append(f"at the {where} {told}: {_points(row)}")
+            ends = [
+                _where(accuracies, run_a=row[f"run_{x}"], step_a=row[f"step_{x}"], stack=stack, task=task)
+                for x in ("a", "b")
+            ]
+            low = _at_chance([_where(own, position=row["position"]) for own in ends])
+            parts.append(f"at the {where} {told}: {_points(row)}{low}")
         yield (
             f"At the end the task {task}{_of(stack)} is read by linear probes, {row['run_a']} against {row['run_b']}, "
             f"{'; '.join(parts)}."
         )
+
+
+def _at_chance(ends: list[pd.DataFrame]) -> str:
+    """That neither of two accuracies is above the commonest class, where it is so."""
+    if any(own.empty or own["low"].iloc[0] > own["chance"].iloc[0] for own in ends):
+        return ""
+    return " (neither is clearly above the commonest class)"
 
 
 def _places(rows: pd.DataFrame) -> list[tuple[pd.Series, str]]:

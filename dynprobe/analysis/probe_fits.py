@@ -34,7 +34,7 @@ class Answers:
     held_out
         Mean accuracy and minus the mean log-loss over the training folds: what a layer is chosen by.
     control
-        (n_test,) the same for labels drawn by lot, or ``None``.
+        (n_test,) the same for labels drawn by lot for words, or ``None``.
     """
 
     place: Place
@@ -64,7 +64,7 @@ def answers(
     subsets
         Training rows of each fit.
     control
-        Whether to fit labels drawn by lot as well, on the first subset.
+        Whether to fit labels drawn by lot for words as well, on the first subset.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The labelled examples of a probe task: which belong together, folds, smaller training sets, labels drawn by lot."""
+"""The labelled examples of a probe task: which belong together, folds, smaller training sets, labels drawn by lot for words."""
 
 import hashlib
 from collections import Counter

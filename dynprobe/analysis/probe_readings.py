@@ -12,7 +12,6 @@ from dynprobe.analysis.probe_labels import TaskLabels, group_name, refusal, refu
 from dynprobe.analysis.progress import Progress, Tick
 from dynprobe.metrics.workers import in_parallel
 
-NO_TASKS = "no probe tasks were captured; name them when capturing: --probe-task NAME"
 METRIC = "knowledge_accuracy"
 
 Key = TypeVar("Key")
@@ -73,7 +72,8 @@ def read_tasks(
     refused: list[dict[str, Any]] = []
     for name, start in reversed(starts.items()):
         if not start.run.probe_tasks:
-            refused.append({**start.columns(), "metric": METRIC, "status": "not-captured", "reason": NO_TASKS})
+            reason = f"{name} holds no probe tasks; name them when capturing: --probe-task NAME"
+            refused.append({**start.columns(), "metric": METRIC, "status": "not-captured", "reason": reason})
             continue
         for task in tasks:
             prepared, rows = _prepare(start, task, plan)
@@ -121,7 +121,7 @@ def _with_ticks(pairs: Iterable[tuple[Key, Found]], tick: Tick) -> dict[Key, Fou
 def _fits(
     places: Sequence[Place], vectors: Vectors, prepared: _Prepared, *, control: bool = False
 ) -> dict[float, list[Answers]]:
-    """Answers for each fraction; labels drawn by lot with the largest only."""
+    """Answers for each fraction; labels drawn by lot for words with the largest only."""
     largest = max(prepared.subsets)
     return {
         fraction: answers(places, vectors, prepared.labels, subsets=rows, control=control and fraction == largest)
@@ -134,7 +134,8 @@ def _prepare(start: Moment, task: str, plan: Plan) -> tuple[_Prepared | None, li
     row = {**start.columns(), "metric": METRIC, "group": task}
     if task not in start.run.probe_tasks:
         there = ", ".join(start.run.probe_tasks)
-        return None, [{**row, "status": "not-captured", "reason": f"the run has other probe tasks: {there}"}]
+        reason = f"{start.name} was not captured with the probe task {task}, but with {there}"
+        return None, [{**row, "status": "not-captured", "reason": reason}]
     train, test = (start.run.probe_task(task, split) for split in ("train", "test"))
     if why := refusal(train, test):
         return None, [{**row, **why}]

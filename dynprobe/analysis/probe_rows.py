@@ -5,7 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from dynprobe.analysis.knowledge import UNCLEAR, accuracy_interval, change_interval, detectable_change, verdict
+from dynprobe.analysis.knowledge import (
+    CHANCE,
+    RANDOM,
+    UNCLEAR,
+    accuracy_interval,
+    change_interval,
+    detectable_change,
+    nothing_known,
+    verdict,
+)
 from dynprobe.analysis.phrasing import number
 from dynprobe.analysis.probe_fits import Answers, Place, best_of, last_of
 from dynprobe.analysis.probe_labels import group_name
@@ -93,7 +102,10 @@ def difference_rows(readings: Sequence[Reading], plan: Plan) -> Iterator[Row]:
 def _compared(after: Reading, before: Reading, common: Row, plan: Plan) -> Iterator[Row]:
     """The first reading minus the second on the same test examples, for each fraction and place."""
     for fraction, found in after.fits.items():
-        there = {(stack, position): each for stack, position, each in _chosen(before.fits.get(fraction, ()))}
+        there, random = (
+            {(stack, position): each for stack, position, each in _chosen(own.get(fraction, ()))}
+            for own in (before.fits, before.random)
+        )
         for stack, position, each in _chosen(found):
             if (stack, position) not in there:
                 continue
@@ -102,13 +114,21 @@ def _compared(after: Reading, before: Reading, common: Row, plan: Plan) -> Itera
                 **common, "group": group_name(after.task, fraction), "stack": stack, "position": position,
                 "n": len(after.labels.test), **_difference(other.right, each.right, after, plan),
             }  # fmt: skip
-            unknown = (
-                accuracy_interval(other.right, before.labels.test_groups, level=plan.level)[0] <= before.labels.chance
-            )
-            yield {**row, "reason": _remark(row, other.place, each.place, plan, nothing_known=unknown)}
+            floor = _floor(other, random.get((stack, position)), before, plan)
+            yield {**row, "reason": _remark(row, other.place, each.place, plan, floor=floor)}
 
 
-def _remark(row: Row, before: Place, after: Place, plan: Plan, *, nothing_known: bool) -> str:
+def _floor(start: Answers, random: Answers | None, reading: Reading, plan: Plan) -> str | None:
+    """What the pretrained encoder is not clearly above: the commonest class, or the same architecture with random weights."""
+    groups, level = reading.labels.test_groups, plan.level
+    if accuracy_interval(start.right, groups, level=level)[0] <= reading.labels.chance:
+        return CHANCE
+    if random is not None and change_interval(random.right, start.right, groups, level=level)[0] <= 0:
+        return RANDOM
+    return None
+
+
+def _remark(row: Row, before: Place, after: Place, plan: Plan, *, floor: str | None) -> str:
     """Places and verdict in words: what a table of numbers has no column for."""
     if before == after:
         places = place_words(after)
@@ -122,8 +142,8 @@ def _remark(row: Row, before: Place, after: Place, plan: Plan, *, nothing_known:
     if said == UNCLEAR:
         least = detectable_change(row["low"], row["high"], level=plan.level)
         said += f"; smallest detectable change {number(least)}"
-    if nothing_known:
-        said += "; not clearly above chance at step 0"
+    if floor is not None:
+        said += f"; {nothing_known(floor)}"
     return f"{said} ({places})"
 
 

@@ -47,7 +47,8 @@ def probe_suite(  # noqa: PLR0913 - all that the probes of a run can be told
         Number of training subsets of each fraction below 1. With several, intervals cover the choice of the subset among the
         training examples as well as the test examples.
     control
-        Whether to fit labels drawn by lot as well, at the first and the last snapshot of each run.
+        Whether to fit labels drawn by lot for words as well, at the first and the last snapshot of each run: each word has one
+        label, and a token of each example decides.
     margin
         Largest change in accuracy that counts as none.
     level
@@ -61,9 +62,10 @@ def probe_suite(  # noqa: PLR0913 - all that the probes of a run can be told
         Rows by layer ("knowledge_by_layer", column ``position`` the kind of pooled vector), and at the last layer and the best
         one ("knowledge_accuracy", ``position`` "last layer" or "best layer", the place in ``reason``); ``group`` is the task,
         ``chance`` the share of the commonest test label, ``reference`` what the same architecture with random weights gives.
-        The best layer is chosen for each snapshot on its training folds. "knowledge_change" is the change since step 0 with its
-        verdict in ``reason``, "knowledge_difference" the first run against each other at their ends, both on the same test
-        examples. Status "not-captured", "undefined" or "insufficient-sample" where a task cannot be probed.
+        The best layer is chosen for each snapshot on its training folds. "knowledge_change" is the change since step 0 and
+        "knowledge_difference" the first run against each other at their ends, both on the same test examples. The ``reason`` of
+        a change holds its verdict, and says where the pretrained encoder was not clearly above chance, or not above an encoder
+        with random weights. Status "not-captured", "undefined" or "insufficient-sample" where a task cannot be probed.
 
     Raises
     ------

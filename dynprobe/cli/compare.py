@@ -8,11 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynprobe.cli.console import complain, progress_bar
+from dynprobe.cli.console import complain, progress_bar, say
 from dynprobe.cli.outputs import check_outputs, show_result
 
 if TYPE_CHECKING:
     from dynprobe.result import Result
+
+
+def _list_metrics(context: click.Context, _option: click.Parameter, asked: bool) -> None:  # noqa: FBT001 - click's
+    """Print what can be measured, and end."""
+    if not asked:
+        return
+    from dynprobe.analysis.catalog import METRICS
+
+    for name, info in METRICS.items():
+        say(f"{name}: {info.meaning}")
+    context.exit()
 
 
 @click.command()
@@ -37,7 +48,17 @@ if TYPE_CHECKING:
     "metrics",
     multiple=True,
     metavar="NAME",
-    help="Only this metric, such as svcca_similarity; may be given several times.  [all, but SVCCA only up to 1024 features]",
+    help="Only this metric, such as svcca_similarity (see --metrics); may be given several times.  "
+    "[all, but SVCCA only up to 1024 features]",
+)
+@click.option(
+    "--metrics",
+    "list_metrics",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_metrics,
+    help="Print the metrics with what they mean, and end.",
 )
 @click.option(
     "--fail-on",
@@ -69,15 +90,15 @@ def compare(
     A model is a folder, package:NAME for weights in an installed package, or a name on the model hub.
     """
     from dynprobe.analysis.catalog import METRICS
+    from dynprobe.cli.naming import require_known
     from dynprobe.cli.thresholds import Threshold, exceeded
     from dynprobe.errors import UsageError
     from dynprobe.report import terminal_tables
     from dynprobe.storage.folder import is_run
 
     thresholds = [Threshold.parse(text) for text in fail_on]
-    unknown = [threshold.metric for threshold in thresholds if threshold.metric not in METRICS]
-    if unknown:
-        raise UsageError(f"--fail-on must name one of {', '.join(METRICS)}; got {', '.join(unknown)}")
+    require_known([threshold.metric for threshold in thresholds], tuple(METRICS), "--fail-on", what="name one of")
+    require_known(how["metrics"], tuple(METRICS), "--metric")
     if keep is not None and (texts is None or is_run(keep)):
         raise UsageError(f"--keep must be a folder for the runs made by --texts, and no run itself; got {keep}")
     check_outputs(output, json_file, force=force)

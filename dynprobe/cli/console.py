@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -10,6 +11,8 @@ from rich.table import Table
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+_BORDER, _BETWEEN = 1, 3  # columns of a terminal that the frame of a table takes, in all and for each column
 
 
 def plain(text: str) -> str:
@@ -34,13 +37,46 @@ def complain(text: str) -> None:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; every cell is data, never markup."""
-    table = Table(title=escape(plain(title)), title_justify="left", header_style="bold", title_style="bold")
-    for position, column in enumerate(columns):
-        table.add_column(escape(plain(column)), justify="left" if position == 0 else "right")
+    """Print a table; every cell is data, never markup.
+
+    Where the output is no terminal, the table is as wide as it must be. On a terminal that is too narrow, words fold and no
+    number is ever cut: where not even the numbers fit side by side, each row becomes a paragraph.
+    """
+    title, columns, rows = plain(title), [plain(name) for name in columns], [[plain(c) for c in row] for row in rows]
+    room = None if not out.is_terminal else out.width - _BORDER - _BETWEEN * len(columns)
+    widths = _widths(columns, rows, room)
+    if widths is None:
+        out.print(escape(title), style="bold")
+        for row in rows:
+            lines = (f"  {name}: {cell}" for name, cell in zip(columns, row, strict=True) if cell)
+            out.print(escape("\n".join(lines)), end="\n\n")
+        return
+    full = sum(widths) + _BORDER + _BETWEEN * len(columns)
+    table = Table(title=escape(title), title_justify="left", header_style="bold", title_style="bold", width=full)
+    for position, (column, width) in enumerate(zip(columns, widths, strict=True)):
+        table.add_column(escape(column), justify="left" if position == 0 else "right", width=width, overflow="fold")
     for row in rows:
-        table.add_row(*(escape(plain(cell)) for cell in row))
-    out.print(table)
+        table.add_row(*map(escape, row))
+    out.print(table, width=max(full, out.width))
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int | None) -> list[int] | None:
+    """Widths of columns that fit into `room`, the widest made narrower first; `None` where a number would have to be cut.
+
+    Whole words are kept where they can be; numbers are kept always.
+    """
+    cells = list(zip(columns, *rows, strict=True))
+    natural = [max(map(cell_len, own)) for own in cells]
+    if room is None or sum(natural) <= room:
+        return natural
+    words = [[word for cell in own for word in cell.split()] for own in cells]
+    for kept in (words, [[word for word in own if any(map(str.isdigit, word))] for own in words]):
+        least = [max(map(cell_len, own), default=1) for own in kept]
+        for widest in range(max(natural), 0, -1):
+            widths = [min(whole, max(low, widest)) for whole, low in zip(natural, least, strict=True)]
+            if sum(widths) <= room:
+                return widths
+    return None
 
 
 def _lines(text: str) -> str:

@@ -74,9 +74,9 @@ def finetune(
       dynprobe compare runs/plain runs/r3f -o report.html
     """
     from dynprobe.capture.settings import settings_from_words
+    from dynprobe.cli.naming import load_asked_task
     from dynprobe.errors import UsageError
     from dynprobe.experiments.training import Recipe, Watch, train_with_capture
-    from dynprobe.tasks import load_task
 
     if list_methods:
         _show_methods()
@@ -101,7 +101,8 @@ def finetune(
     words = {name: asked.pop(name) for name in own}
     save_model = asked.pop("save_model")
     probe_tasks = take_probe_tasks(asked)
-    task = load_task(words.pop("task"))
+    task = load_asked_task(words.pop("task"), "--task")
+    _require_model(words["model"])
     max_steps, n_evaluations = words.pop("steps"), words.pop("evaluations")
     recipe = Recipe(max_steps=max_steps, n_evaluations=n_evaluations, methods=_methods(names, pairs), **words)
     path = Path(str(run_dir))
@@ -118,7 +119,26 @@ def finetune(
         )
     for name, value in trained.scores.items():
         say(f"{name}: {value:.6g}")
-    err.print(f"Next: dynprobe info {path}\n      dynprobe compare {path} OTHER_RUN -o report.html", markup=False)
+    err.print(_next_steps(path, with_probes=bool(probe_tasks)), markup=False)
+
+
+def _next_steps(path: Path, *, with_probes: bool) -> str:
+    """What one may do with the run."""
+    commands = [f"dynprobe info {path}", f"dynprobe compare {path} OTHER_RUN -o report.html"]
+    if with_probes:
+        commands.append(f"dynprobe probe {path} -o probes.html")
+    return "Next: " + "\n      ".join(commands)
+
+
+def _require_model(name: str) -> None:
+    """Refuse a model that is not there before any work, in the words of the command line."""
+    from dynprobe.capture.models import resolve_model
+    from dynprobe.errors import UsageError
+
+    try:
+        resolve_model(name)
+    except UsageError as error:
+        raise UsageError(f"--model: {error}") from error
 
 
 def _methods(names: tuple[str, ...], pairs: tuple[str, ...]) -> tuple[tuple[str, dict[str, Any]], ...]:

@@ -34,6 +34,10 @@ Examples:
   dynprobe replay output --texts t.txt -o runs/b   capture from the checkpoints of a training
   dynprobe compare runs/a runs/b -o report.html    what changed, layer by layer
   dynprobe probe runs/a -o probes.html             what training did to other tasks (captured with --probe-task)
+
+\b
+Studies that answer questions with many trainings lie in the folder analyses/ of a checkout, each with its page:
+  make study STUDY=methods FORM=quick              run one again
 """
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dynprobe.cli.console import err, say, show_table
 
 if TYPE_CHECKING:
-    from dynprobe.report.terminal import TerminalTable
+    from dynprobe.report import TerminalTable
     from dynprobe.result import Result
 
 

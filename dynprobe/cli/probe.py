@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Training subsets of each share below 1.",
 )
-@click.option("--control/--no-control", default=True, help="Also fit labels drawn by lot (selectivity).  [yes]")
+@click.option(
+    "--control/--no-control", default=True, help="Also fit labels drawn by lot for words (selectivity).  [yes]"
+)
 @click.option(
     "--margin",
     type=click.FloatRange(0, 1, max_open=True),
@@ -68,7 +70,8 @@ def probe(
     \b
     Runs must have been captured with --probe-task NAME. For each of these tasks, linear classifiers are
     fitted on its training examples and scored on its test examples, at every snapshot; the change since
-    step 0 has an interval over the same test examples and a verdict.
+    step 0 has an interval over the same test examples and a verdict. The best layer of a snapshot is
+    chosen on held-out folds of the training examples.
 
     \b
     A saved model (folder, package:NAME or hub name) is measured once, on the tasks named by --task.
@@ -104,6 +107,7 @@ def _shares(text: str) -> tuple[float, ...]:
 
 def _probed(names: tuple[str, ...], tasks: tuple[str, ...], *, verify: bool, how: dict[str, Any]) -> "Result":
     from dynprobe.analysis import probe_runs
+    from dynprobe.cli.naming import options_of, require_known
     from dynprobe.run import open_run
     from dynprobe.storage.folder import is_run
 
@@ -117,7 +121,11 @@ def _probed(names: tuple[str, ...], tasks: tuple[str, ...], *, verify: bool, how
             path, wanted = _measured(name, tasks, Path(scratch) / str(number))
             paths.append(path)
         runs = [open_run(path, verify=verify) for path in paths]
-        return probe_runs(runs, tasks=wanted or None, progress=advance, **how)
+        captured = tuple(dict.fromkeys(task for run in runs for task in run.probe_tasks))
+        if captured:
+            require_known(wanted, captured, "--task", what="be among the probe tasks that were captured:")
+        with options_of(layers="--layer", fractions="--fractions", n_seeds="--probe-seeds", margin="--margin"):
+            return probe_runs(runs, tasks=wanted or None, progress=advance, **how)
 
 
 def _is_model(name: str, *, with_tasks: bool) -> bool:
@@ -138,7 +146,7 @@ def _measured(name: str, tasks: tuple[str, ...], folder: Path) -> tuple[Path, tu
     place = resolve_model(name)
     if not tasks:
         raise UsageError(f"--task must name what to probe the model {name} for, such as --task wic; got none")
-    chosen = take_probe_tasks({"probe_tasks": tasks, "probe_task_examples": None})
+    chosen = take_probe_tasks({"probe_tasks": tasks, "probe_task_examples": None}, option="--task")
     tokenizer = load_tokenizer(place)
     path = folder / (Path(name.rpartition(":")[2]).name or "model")
     prepared = {own: probe_task(task, tokenizer, n_train=None, n_test=None) for own, task in chosen.items()}

@@ -53,17 +53,20 @@ def recording_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def take_probe_tasks(asked: dict[str, Any]) -> dict[str, "Task"]:
+def take_probe_tasks(asked: dict[str, Any], *, option: str = "--probe-task") -> dict[str, "Task"]:
     """Take the probe tasks out of the options of a command: name to a task with a train and a test split of the asked sizes.
+
+    `option` is what the user gave them with.
 
     Raises
     ------
     UsageError
         For a task that cannot be probed, two of one name, or a number of examples that is none.
     """
+    from dynprobe.cli.naming import load_asked_task, options_of
     from dynprobe.errors import UsageError
     from dynprobe.storage.layout import task_name_of
-    from dynprobe.tasks import load_task, probed_part
+    from dynprobe.tasks import probed_part
 
     names, examples = asked.pop("probe_tasks"), asked.pop("probe_task_examples")
     if examples is not None and not names:
@@ -71,11 +74,12 @@ def take_probe_tasks(asked: dict[str, Any]) -> dict[str, "Task"]:
     n_train, n_test = _sizes(examples)
     tasks: dict[str, Task] = {}
     for name in names:
-        task = load_task(name)
+        task = load_asked_task(name, option)
         own = task_name_of(task.name)
         if own in tasks:
-            raise UsageError(f"--probe-task must be given once for each name; got {own!r} twice")
-        tasks[own] = probed_part(task, n_train=n_train, n_test=n_test)
+            raise UsageError(f"{option} must be given once for each name; got {own!r} twice")
+        with options_of(n_train="--probe-task-examples", n_test="--probe-task-examples"):
+            tasks[own] = probed_part(task, n_train=n_train, n_test=n_test)
     return tasks
 
 

@@ -8,7 +8,8 @@ from dynprobe.report.knowledge_tables import knowledge_tables
 from dynprobe.report.page import render_html
 from dynprobe.report.picture import Ink, Picture
 from dynprobe.report.pictures import pictures
-from dynprobe.report.terminal import TerminalTable, terminal_tables
+from dynprobe.report.table import TerminalTable
+from dynprobe.report.terminal import terminal_tables
 from dynprobe.report.writing import write_json, write_report
 
 __all__ = [

@@ -1,17 +1,18 @@
-"""What probes of other tasks found, as tables for a terminal: before, after, change and verdict."""
+"""What probes of other tasks found, as tables: before, after, change and verdict; selectivity; differences between runs."""
 
 from collections.abc import Iterator
 
 import pandas as pd
 
+from dynprobe.report.knowledge_summary import verdict_of
 from dynprobe.report.readings import read
-from dynprobe.report.terminal import TerminalTable
+from dynprobe.report.table import TerminalTable
 from dynprobe.report.wording import format_interval, format_number, short_label
 from dynprobe.result import Result
 
 
 def knowledge_tables(result: Result) -> tuple[TerminalTable, ...]:
-    """One table per run: its tasks at the last and at the best layer; and one of the differences between runs.
+    """One table per run: its tasks at the last and at the best layer; one of the differences between runs; and selectivity.
 
     Parameters
     ----------
@@ -31,7 +32,8 @@ def knowledge_tables(result: Result) -> tuple[TerminalTable, ...]:
     for subject, own in between.groupby("subject", sort=False):
         cells = tuple((*_head(row), _number(row), _places(row)) for row in _each(own))
         tables.append(TerminalTable(f"{subject}, at the end", ("task", "probe", "difference", "where"), cells))
-    return tuple(table for table in tables if table is not None and table.rows)
+    tables += [_selectivity(rows[rows["subject"] == label], label) for label in readings.runs]
+    return tuple(table for table in tables if table.rows)
 
 
 def _of_run(rows: pd.DataFrame, label: str) -> TerminalTable:
@@ -47,7 +49,7 @@ def _of_run(rows: pd.DataFrame, label: str) -> TerminalTable:
         known = part[part["value"].notna()]
         if known.empty:
             row = part.iloc[0]
-            words = short_label(f"{row['status']}: {row['reason']}", length=120)
+            words = short_label(f"{row['status']}: {row['reason']}", length=200)
             cells.append((*_head(row), words, *[""] * (len(columns) - 3)))
             continue
         by_step = known.set_index("step")
@@ -70,7 +72,20 @@ def _change(changes: pd.DataFrame, key: tuple[object, ...]) -> list[str]:
     if found.empty:
         return ["", "no snapshot of step 0"]
     row = found.iloc[0]
-    return [_number(row), short_label(str(row["reason"]).partition(" (")[0], length=80)]
+    return [_number(row), verdict_of(row)]
+
+
+def _selectivity(rows: pd.DataFrame, label: str) -> TerminalTable:
+    """Accuracy minus that of labels drawn by lot for words, at the ends of a run."""
+    own = rows[rows["metric"].eq("knowledge_selectivity").fillna(value=False) & rows["value"].notna()]
+    steps = sorted(own["step"].dropna().unique())
+    cells = []
+    for _, part in own.groupby(["stack", "group", "position"], sort=False, dropna=False):
+        by_step = {row["step"]: _number(row) for row in _each(part)}
+        cells.append((*_head(part.iloc[0]), *(by_step.get(step, "") for step in steps)))
+    columns = ("task", "probe", *(f"step {step}" for step in steps))
+    title = f"{label}: selectivity, the accuracy above that on labels drawn by lot for words"
+    return TerminalTable(title, columns, tuple(cells))
 
 
 def _head(row: pd.Series) -> tuple[str, str]:
@@ -80,7 +95,7 @@ def _head(row: pd.Series) -> tuple[str, str]:
 
 
 def _places(row: pd.Series) -> str:
-    return "" if pd.isna(row["reason"]) else short_label(row["reason"], length=80)
+    return "" if pd.isna(row["reason"]) else short_label(row["reason"], length=200)
 
 
 def _number(row: pd.Series) -> str:

@@ -13,12 +13,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dynprobe.report.drawing import svg_bytes
 from dynprobe.report.exporting import PrintedTable, csv_text, data_uri, printed_table
+from dynprobe.report.knowledge_tables import knowledge_tables
 from dynprobe.report.palette import colour
 from dynprobe.report.picture import Picture
 from dynprobe.report.pictures import pictures
 from dynprobe.report.readings import Readings, read
 from dynprobe.report.sections import SECTIONS, Section
 from dynprobe.report.summary import summary_rows
+from dynprobe.report.table import TerminalTable
 from dynprobe.report.wording import clean_text, mapping_of
 from dynprobe.result import MetricInfo, Result
 
@@ -47,9 +49,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Chapter:
-    """A section with its groups of figures."""
+    """A section with its tables and its groups of figures."""
 
     section: Section
+    tables: tuple[TerminalTable, ...]
     groups: tuple[Group, ...]
 
 
@@ -83,7 +86,7 @@ def render_html(result: Result) -> str:
         script_hash=script_hash(script),
         subjects=[(name, colour(readings.inks[name].colour)) for name in subjects],
         summary=summary_rows(readings, result.metrics, subjects),
-        chapters=_chapters(pictures(result), result.metrics),
+        chapters=_chapters(pictures(result), result.metrics, {"knowledge": knowledge_tables(result)}),
         gaps=_gaps(readings, result.metrics),
         facts=_run_facts(result, readings),
         more_facts=_more_facts(result),
@@ -109,14 +112,17 @@ def _finalize(value: Any) -> Any:
     return value if hasattr(value, "__html__") else clean_text(value)
 
 
-def _chapters(drawn: tuple[Picture, ...], metrics: Mapping[str, MetricInfo]) -> list[Chapter]:
+def _chapters(
+    drawn: tuple[Picture, ...], metrics: Mapping[str, MetricInfo], tables: Mapping[str, tuple[TerminalTable, ...]]
+) -> list[Chapter]:
     chapters = []
     for section in SECTIONS:
         own = [picture for picture in drawn if picture.section == section.key]
         names = dict.fromkeys(picture.group for picture in own)
         groups = tuple(_group(name, [p for p in own if p.group == name], metrics) for name in names)
-        if groups:
-            chapters.append(Chapter(section, groups))
+        own_tables = tables.get(section.key, ())
+        if groups or own_tables:
+            chapters.append(Chapter(section, own_tables, groups))
     return chapters
 
 

@@ -45,7 +45,9 @@ SECTIONS = (
         "knowledge",
         "Knowledge of other tasks",
         "Whether training destroyed what pretraining knew: how well a linear classifier on frozen vectors answers tasks that "
-        "the model was not trained on. The dotted line marks the same architecture with random weights.",
+        "the model was not trained on. The dotted line marks the same architecture with random weights. A verdict is on the "
+        "change since step 0 on the same test examples: retained where its whole interval lies within the margin. The best "
+        "layer was chosen for each snapshot on held-out folds of the training examples; the test examples took no part in it.",
     ),
     Section(
         "heads",

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from dynprobe.report.knowledge_summary import task_lines
 from dynprobe.report.phrases import value_label
 from dynprobe.report.readings import Readings, last_steps, status_text
-from dynprobe.report.sections import low_means_change, metric_order, reference_kind
+from dynprobe.report.sections import low_means_change, metric_order, reference_kind, section_of
 from dynprobe.report.wording import format_interval, format_number, format_range, short_label
 from dynprobe.result import MetricInfo
-
-# Said at the last and at the best layer by "knowledge_accuracy".
-_SUMMED_UP = frozenset({"knowledge_by_layer"})
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,8 @@ def summary_rows(
 
     A value per layer is summed up by the layer that changed most: the lowest similarity, the highest
     divergence. A value of one snapshot alone is shown for the last layer, at the first and the last step. Where there is
-    a reference, such as what isotropic data of the same size give, it stands behind the name of the measure.
+    a reference, such as what isotropic data of the same size give, it stands behind the name of the measure. Probes of other
+    tasks have one row per task, with the verdict.
 
     Parameters
     ----------
@@ -41,15 +40,17 @@ def summary_rows(
     subjects
         Labels of the columns: runs, then pairs of runs.
     """
-    rows = readings.rows[readings.rows["head"].isna() & ~readings.rows["metric"].isin(_SUMMED_UP)]
+    rows = readings.rows[readings.rows["head"].isna()]
+    names = [name for name in rows["metric"].dropna().unique() if section_of(name) != "knowledge"]
     found = []
-    for metric in sorted(rows["metric"].dropna().unique(), key=metric_order):
+    for metric in sorted(names, key=metric_order):
         own = rows[rows["metric"].eq(metric).fillna(value=False).astype(bool)]
         for comparisons in (("within",), ("from_start", "between")):
             chosen = own[own["comparison"].fillna("within").isin(comparisons)]
             for variant, part in chosen.groupby("variant", sort=False):
                 cells = tuple(_cell(part[part["subject"] == name], str(metric)) for name in subjects)
                 found.append(SummaryRow(_measure(metrics[metric], part, metric, str(variant)), cells))
+    found += [SummaryRow(measure, cells) for measure, cells in task_lines(readings, subjects)]
     return tuple(row for row in found if any(row.cells))
 
 

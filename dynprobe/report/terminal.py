@@ -1,13 +1,13 @@
 """Tables for a terminal, as plain data; the command line renders them."""
 
-from dataclasses import dataclass
-
 import pandas as pd
 
+from dynprobe.report.knowledge_tables import knowledge_tables
 from dynprobe.report.phrases import AGAINST, value_label
 from dynprobe.report.readings import Readings, last_steps, read
 from dynprobe.report.sections import metric_order
 from dynprobe.report.summary import summary_rows
+from dynprobe.report.table import TerminalTable
 from dynprobe.report.wording import format_number, short_label
 from dynprobe.result import Result
 
@@ -22,27 +22,8 @@ _ONLY_IN_THE_PAGE = (
 )
 
 
-@dataclass(frozen=True)
-class TerminalTable:
-    """A table as clean text, without control characters.
-
-    Attributes
-    ----------
-    title
-        One line.
-    columns
-        Heads of the columns.
-    rows
-        Cells, one tuple per row, each as long as ``columns``.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
 def terminal_tables(result: Result) -> tuple[TerminalTable, ...]:
-    """A summary, then one table per run or pair: layers down, metrics across, at the last step.
+    """A summary, then one table per run or pair: layers down, metrics across, at the last step; then those of other tasks.
 
     Parameters
     ----------
@@ -63,7 +44,7 @@ def terminal_tables(result: Result) -> tuple[TerminalTable, ...]:
     tables = [summary] if rows else []
     for comparison in ("from_start", "between", "within"):
         tables += _layer_tables(readings, result, comparison)
-    return tuple(tables)
+    return (*tables, *knowledge_tables(result))
 
 
 def _layer_tables(readings: Readings, result: Result, comparison: str) -> list[TerminalTable]:

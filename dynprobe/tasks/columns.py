@@ -52,7 +52,7 @@ def find_texts(table: Table, wanted: str | Sequence[str] | None) -> tuple[str, .
             return tuple(by_lower[name] for name in names)
     raise TaskDataError(
         f"`{table.where}` must have a text column; found {_listing(table)}. "
-        'Name yours with text="..." or text=("...", "...")'
+        'Name yours with text="..." or text=("...", "...") in Python, or call it "text" in the file'
     )
 
 
@@ -71,7 +71,8 @@ def find_label(table: Table, wanted: str | None) -> str:
         if name in by_lower:
             return by_lower[name]
     raise TaskDataError(
-        f'`{table.where}` must have a label column; found {_listing(table)}. Name yours with label="..."'
+        f'`{table.where}` must have a label column; found {_listing(table)}. Name yours with label="..." in Python, '
+        'or call it "label" in the file'
     )
 
 

@@ -57,6 +57,20 @@ def test_a_difference_in_score_is_claimed_only_when_0_lies_outside(low, high, wo
     assert words in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("low", "said_so"), [((0.45, 0.46), True), ((0.45, 0.52), False), ((0.52, 0.45), False), ((None, None), False)]
+)
+def test_two_models_at_the_commonest_class_are_said_to_be_there(low, said_so):
+    chance = {} if low[0] is None else {"chance": 0.5}
+    low = (0.45, 0.46) if low[0] is None else low
+    lines = said(
+        row("accuracy", "within", 0.53, low[0], 0.6, run_a="a", step_a=9, **chance),
+        row("accuracy", "within", 0.53, low[1], 0.6, run_a="b", step_a=9, **chance),
+        row("accuracy_difference", "between", 0.0, -0.02, 0.02, run_a="a", run_b="b", step_a=9, step_b=9),
+    )
+    assert ("on the same examples; neither is clearly above the commonest class, 0.500." in lines[0]) is said_so
+
+
 def test_flips_are_counted():
     lines = said(row("prediction_flip_rate", "from_start", 0.12, 0.07, 0.2, run_a="a", step_a=9))
     assert "a gives another answer than at its start on 12 of 100 probe examples (12 % [7 %, 20 %])" in lines[0]

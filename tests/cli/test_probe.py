@@ -1,6 +1,7 @@
 """`dynprobe probe`: runs with probe tasks, saved models, and what cannot be probed."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -115,13 +116,18 @@ def test_a_saved_model(
     assert "verdict" not in shown  # one snapshot: nothing changed
     assert dynprobe("probe", saved_model) == 2
     assert "--task must name what to probe the model" in capsys.readouterr().err
+    assert dynprobe("probe", saved_model, "--task", "supersens") == 3
+    assert re.search(
+        r"--task must be a shipped task .* got `supersens`, .* 'supersense' meant", capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--task", "wic"), 2, r"`tasks` must be among the probe tasks that were captured (first); got 'wic'"),
-        (("--layer", "9"), 2, "`layers` must be among those that were captured, [0, 1, 2]; got 9"),
+        (("--task", "fist"), 2, "probe tasks that were captured: first; got 'fist'. Is 'first' meant?"),
+        (("--task", "wic"), 2, "--task must be among the probe tasks that were captured: first; got 'wic'\n"),
+        (("--layer", "9"), 2, "--layer must be among those that were captured, [0, 1, 2]; got 9"),
         (("--fractions", "0,1"), 2, "--fractions must be shares above 0 and at most 1, such as 0.1,1; got '0,1'"),
         (("--fractions", "few"), 2, "--fractions must be shares"),
         (("--margin", "1.5"), 2, "--margin"),
@@ -138,7 +144,7 @@ def test_what_cannot_be_done(
     message: str,
 ) -> None:
     assert dynprobe("probe", runs[0], *arguments) == code
-    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert message in capsys.readouterr().err
 
 
 def test_runs_without_tasks_and_places_without_runs(
@@ -153,8 +159,11 @@ def test_runs_without_tasks_and_places_without_runs(
 
 def test_help_names_the_command(dynprobe: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert dynprobe("--help") == 0
-    assert "dynprobe probe runs/a" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    for words in ("dynprobe probe runs/a", "make study", "analyses/"):
+        assert words in shown
     assert dynprobe("probe", "--help") == 0
     shown = capsys.readouterr().out
+    assert "held-out folds of the training examples" in " ".join(shown.split())
     for option in ("--task", "--layer", "--fractions", "--probe-seeds", "--no-control", "--margin", "--json"):
         assert option in shown

@@ -82,7 +82,13 @@ def test_finetune_and_replay_and_info(call: Call, mine: Path, saved_model: Path,
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--probe-task", "no such"), 3, "which does not exist"),
+        (("--probe-task", "no such"), 3, "--probe-task must be a shipped task (hyp, shift, supersense, wic)"),
+        (("--probe-task", "supersens"), 3, "got `supersens`, which does not exist. Is 'supersense' meant?"),
+        (
+            ("--probe-task", "kinds.csv"),
+            3,
+            "found columns 'text', 'kind'. Name yours with label=\"...\" in Python, or call it",
+        ),
         (("--probe-task", "hyp", "--probe-task", "hyp"), 2, "must be given once for each name; got 'hyp' twice"),
         (
             ("--probe-task", "hyp", "--probe-task-examples", "many"),
@@ -90,7 +96,11 @@ def test_finetune_and_replay_and_info(call: Call, mine: Path, saved_model: Path,
             "must be two numbers such as 1000,500; got 'many'",
         ),
         (("--probe-task", "hyp", "--probe-task-examples", "1,2,3"), 2, "must be two numbers such as 1000,500"),
-        (("--probe-task", "hyp", "--probe-task-examples", "0,2"), 2, "`n_train` must be at least 1"),
+        (
+            ("--probe-task", "hyp", "--probe-task-examples", "0,2"),
+            2,
+            "--probe-task-examples must be at least 1 example",
+        ),
         (("--probe-task-examples", "9,9"), 2, "--probe-task-examples must go with a --probe-task; got '9,9' alone"),
         (("--probe-task", "numbers.csv"), 2, "must have classes; got the regression `numbers`"),
         (("--probe-task", "my data.csv", "--probe-task", "my-data.csv"), 2, "got 'my-data' twice"),
@@ -113,6 +123,7 @@ def test_what_is_typed_wrongly_is_explained_before_anything_begins(
     Path("numbers.csv").write_text("text,label\n" + "".join(f"text {i},{i / 7}\n" for i in range(90)))
     for name in ("my data.csv", "my-data.csv"):
         Path(name).write_text("text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(90)))
+    Path("kinds.csv").write_text("text,kind\nx,1\n")
     Path("one.csv").write_text("text,label\n" + "".join(f"text {i},same\n" for i in range(90)))
     command = ("--", "touch", "begun") if words[0] == "capture" else ()
     found, _, problem = call(*words, *options, *command)

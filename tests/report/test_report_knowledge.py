@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from dynprobe.report import knowledge_tables, pictures, terminal_tables
+from dynprobe.report import knowledge_tables, pictures, render_html, terminal_tables
 from dynprobe.report.sections import section_of
 from dynprobe.result import MetricInfo, Result
 
@@ -87,10 +87,69 @@ def test_terminal_tables(result: Result) -> None:
     )  # fmt: skip
     assert second.rows[-1] == ("odd", "", "undefined: one class", "", "", "", "", "")
     assert between.rows == (("wic", "last layer", "0 [-0.0500, 0.0500]", "layer 1"),)
-    summary = next(table for table in terminal_tables(result) if table.title == "Summary")
-    measures = [row[0] for row in summary.rows]
-    assert "accuracy, last layer, wic; random weights: 0.520" in measures
-    assert not any(measure.startswith("by layer") for measure in measures)
+    assert terminal_tables(result)[-3:] == (first, second, between)
+
+
+def test_the_summary_has_one_line_per_task_with_start_end_and_verdict(result: Result) -> None:
+    summary = terminal_tables(result)[0]
+    assert summary.columns == ("measure", "a", "b", "a against b")
+    ends = "0.700 → 0.600, degraded"
+    assert summary.rows == (
+        ("accuracy on other tasks, last layer, wic; random weights: 0.520", ends, ends, "0 [-0.0500, 0.0500]"),
+        ("accuracy on other tasks, last layer, subj; random weights: 0.520", ends, ends, ""),
+        ("accuracy on other tasks, last layer, odd", "", "undefined: one class", ""),
+    )
+
+
+def test_the_summary_of_what_cannot_be_told(result: Result) -> None:
+    frame = result.frame
+    said = "cannot tell; smallest detectable change 0.0283; not clearly above a random encoder at step 0"
+    frame.loc[frame["metric"] == "knowledge_change", "reason"] = f"{said} (layer 1, first token)"
+    told = Result("Knowledge", frame, INFO)
+    cells = {row[1] for row in terminal_tables(told)[0].rows[:2]}
+    assert cells == {"0.700 → 0.600, cannot tell; not clearly above a random encoder at step 0"}
+    assert {row[-1] for row in knowledge_tables(told)[0].rows} == {said}
+    only = Result("Changes", frame[frame["metric"] == "knowledge_change"], INFO)
+    assert terminal_tables(only)[0].rows[0][1].startswith("-0.100 [-0.150, -0.0500], cannot tell")
+
+
+def test_a_part_of_the_training_examples_alone_is_summed_up(result: Result) -> None:
+    frame = result.frame
+    part = Result("Part", frame[frame["group"].str.contains(",").fillna(value=False)], INFO)
+    assert [row[0] for row in terminal_tables(part)[0].rows] == [
+        "accuracy on other tasks, last layer, wic; random weights: 0.520"
+    ]
+
+
+def test_selectivity_has_a_table_of_its_own(result: Result) -> None:
+    info = INFO | {"knowledge_selectivity": MetricInfo("selectivity", "accuracy", "Says something.", (-1.0, 1.0))}
+    where = {
+        "metric": "knowledge_selectivity",
+        "comparison": "within",
+        "run_a": "a",
+        "group": "wic",
+        "position": "last layer",
+    }
+    rows = [{**where, "step_a": step, **values(0.2)} for step in (0, 50)]
+    table = knowledge_tables(Result("Selectivity", rows, info))[-1]  # type: ignore[arg-type]
+    assert table.title == "a: selectivity, the accuracy above that on labels drawn by lot for words"
+    assert table.columns == ("task", "probe", "step 0", "step 50")
+    assert table.rows == (("wic", "last layer", "0.200 [0.150, 0.250]", "0.200 [0.150, 0.250]"),)
+
+
+def test_the_page_has_the_verdicts(result: Result) -> None:
+    frame = result.frame
+    kept = frame[frame["group"].isin(["wic"]) & ~frame["metric"].eq("knowledge_by_layer")].copy()
+    said = "cannot tell; smallest detectable change 0.0283"
+    kept.loc[kept["metric"].eq("knowledge_change") & kept["run_a"].eq("b"), "reason"] = f"{said} (layer 1)"
+    html = render_html(Result("Knowledge", kept, INFO))
+    for label, words in (("a", "degraded"), ("b", said)):
+        _, _, after = html.partition(f"{label}: accuracy of linear probes on other tasks")
+        own = after.partition("</table>")[0]
+        for cell in ("wic", "last layer", "best layer", "verdict", "-0.100 [-0.150, -0.0500]", words):
+            assert f"<bdi>{cell}</bdi>" in own
+    assert "chosen for each snapshot on held-out folds of the training examples" in html
+    assert 'href="#knowledge"' in html
 
 
 def test_one_snapshot_has_no_change(result: Result) -> None:
