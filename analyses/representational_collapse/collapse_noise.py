@@ -27,7 +27,8 @@ class NoiseRow:
     divergence
         Mean symmetric KL divergence between clean and noisy pass, in nats.
     share
-        That of the training with the same seed and the same dropout masks, but without noise, over it; empty without dropout.
+        That of the training with the same seed and the same dropout masks, but without noise, over it; empty without dropout,
+        and for that training itself.
     measured
         Dropout alone over all of it, each with masks of its own, at the steps at which it was measured.
     score
@@ -71,7 +72,7 @@ def noise_rows(results: Results) -> list[NoiseRow]:
                 noise=float(stages[0]["setup"]["methods"]["r3f"]["eps"]),
                 with_dropout=with_dropout,
                 divergence=float(np.mean(list(_divergences(own).values()))),
-                share=_shares(own, base) if with_dropout and base is not None else OverSeeds(values={}),
+                share=_shares(own, base or []) if with_dropout and base is not own else OverSeeds(values={}),
                 measured=_measured(stages),
                 score=_scores(own),
                 base=None if base is None or base is own else _scores(base),
